@@ -1,0 +1,53 @@
+"""Remove the surrogates that a level lets cancel: every user of the site reads the value instead.
+
+    %sub = aten.sub(%seed, %alias)                ->
+    %add = aten.add(%host, %sub)                        %relu = aten.relu(%host)
+    %relu = aten.relu(%add)
+
+Inductor has no such rule: it computes `seed - seed` and all that leads to it, in training and in inference, and keeps the
+seed's activations for the backward. Here the seed has no user left in the forward, so inference drops it and the partitioner of a
+training graph may run it where the backward needs it. *Where* is the partitioner's policy, not this pass's: it works alike on
+joint graphs, inference graphs and partitioned forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.fx import Graph, Node
+
+from ..numerics import REMOVES, Numerics
+from .recognise import Outcome, Site
+from .replace import Refused, replace_with_value
+
+
+def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outcome]:
+    """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
+
+    A site is rewritten whole or not at all.
+
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from ste_compile.passes import recognise
+        >>> fn = lambda h, s: (h + (s.exp() - s.exp().detach())).relu()
+        >>> graph = make_fx(fn, tracing_mode="fake")(torch.ones(2), torch.ones(2)).graph
+        >>> [outcome.action for outcome in cancel(graph, recognise(graph), "finite")]
+        ['cancelled']
+        >>> [node.name for node in graph.nodes]
+        ['h_1', 's_1', 'relu', 'output']
+    """
+    outcomes: list[Outcome] = []
+    dropped: set[Node] = set()
+    for site in reversed(list(sites)):  # last first: a site inside another's surrogate goes with it
+        if site.root in dropped:
+            outcomes.append(Outcome(site.root, "cancelled", "only another cancelled site used it"))
+        elif site.refusal:
+            outcomes.append(Outcome(site.root, "left", site.refusal))
+        elif site.needs not in REMOVES[numerics]:
+            outcomes.append(Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}"))
+        else:
+            try:
+                dropped |= replace_with_value(graph, site.root, site.value, site.negated)
+                outcomes.append(Outcome(site.root, "cancelled", f"permitted by numerics={numerics!r}"))
+            except Refused as refusal:
+                outcomes.append(Outcome(site.root, "left", str(refusal)))
+    return outcomes[::-1]

@@ -1,0 +1,149 @@
+"""Compute the sites that stay as eager computes them: every intermediate rounded to its dtype, in one kernel.
+
+    %bf16 = prims.convert_element_type(%seed, bfloat16)
+    %sub = aten.sub(%bf16, %bf16)                  ->   %add = ste_compile.straight_through(%host, %seed,
+    %add = aten.add(%host, %sub)                                                             "v + (s - s)", bfloat16)
+
+Inductor computes 16-bit arithmetic in fp32 and rounds when it stores, so `x + (q - x)` loses a rounding and an fp16 cast its
+overflow. `tag` runs where the markers still are (joint or inference graph); `fuse` where the graph has been partitioned, because a
+custom operator is opaque to the min-cut partitioner, which would then save more. The tag travels in `node.meta`.
+
+A site in none of the operator's three orders keeps its nodes, each followed by `ste_compile.rounded`, which rounds and is then fused
+away like any other pointwise operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from .recognise import Outcome, Site, match_order
+from .replace import TAG, drop_unused, emit
+from .values import COPIES, MARKERS, is_cast, number_values, prims, tensor
+
+ops = torch.ops.ste_compile
+ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
+# Real dtypes Inductor computes in its own kernels; complex falls back to eager's, which round by themselves.
+FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
+# The shape of an expression: (operator, shapes of its node arguments), or None for a leaf.
+Shape = tuple[Any, list[Any]] | None
+
+
+def tag(site: Site) -> None:
+    """Mark the root of a site for `fuse`, with what later passes could lose: the shape of its arithmetic, and the casts of its
+    surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.14)."""
+    casts = cast_chain(site.surrogates[0])[1] if site.surrogates else []
+    site.root.meta[TAG] = {"shape": _shape(site.root, set(site.tree), {}), "casts": casts}
+
+
+def fuse(graph: Graph) -> list[Outcome]:
+    """Rewrite, in place, every tagged site of a post-grad graph; returns an outcome for each, in graph order.
+
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from ste_compile.passes import recognise, tag
+        >>> fn = lambda x, q: x + (q - x).detach()
+        >>> graph = make_fx(fn, tracing_mode="fake")(torch.ones(2).half(), torch.ones(2).half()).graph
+        >>> for site in recognise(graph):
+        ...     tag(site)
+        >>> [(outcome.root.name, outcome.action, outcome.root.args[2]) for outcome in fuse(graph)]
+        [('straight_through', 'fused', '(v - s) + s')]
+    """
+    roots = [node for node in graph.nodes if TAG in node.meta]
+    if not roots:
+        return []
+    values = number_values(graph)
+    return [_fuse_one(graph, root, match_order(root, values)) for root in reversed(roots)][::-1]
+
+
+def _fuse_one(graph: Graph, root: Node, match: tuple[str, Node, Node] | None) -> Outcome:
+    mark = root.meta.pop(TAG)
+    if tensor(root).dtype not in FUSED_DTYPES:
+        return Outcome(root, "left", f"{tensor(root).dtype} is computed by eager's own kernels, which round as eager does")
+    if match and _promotes_alike(match[1], match[2]):
+        order, value, surrogate = match
+        surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
+        fused = emit(graph, root, ops.straight_through.default, (value, surrogate, order, *cast))
+        root.replace_all_uses_with(fused)
+        drop_unused(graph, root)
+        return Outcome(fused, "fused", f"one operator, {order}")
+    interior = _interior(root, mark["shape"])
+    if interior is None:
+        return Outcome(root, "left", "another pass has rewritten its arithmetic since it was recognised")
+    _round_all(graph, interior)
+    return Outcome(root, "fused", "its own arithmetic, every intermediate rounded")
+
+
+def cast_chain(node: Node) -> tuple[Node, list[torch.dtype]]:
+    """The node under a chain of casts, and the dtypes from that node's own to the last cast's."""
+    node = _bare(node)
+    dtypes = [tensor(node).dtype]
+    while is_cast(node) and tensor(node.args[0]).is_floating_point():
+        node = _bare(node.args[0])
+        dtypes.insert(0, tensor(node).dtype)
+    return node, dtypes
+
+
+def _ahead_of_last_cast(graph: Graph, root: Node, surrogate: Node, casts: list[torch.dtype]) -> tuple[Node, list[torch.dtype]]:
+    """The surrogate ahead of its last cast, and that cast's dtype, if any. Casts merged since `tag` are put back: each rounds."""
+    base, found = cast_chain(surrogate)
+    if casts[-1:] != found[-1:] or found[0] not in casts:
+        casts = found
+    rest = casts[casts.index(found[0]) + 1 :]
+    for dtype in rest[:-1]:
+        base = emit(graph, root, prims.convert_element_type.default, (base, dtype))
+    return base, rest[-1:]
+
+
+def _promotes_alike(value: Node, surrogate: Node) -> bool:
+    """Whether promotion rounds both operands to one dtype. A 0-dim operand of another dtype is not rounded (eager's CPU kernels)."""
+    left, right = tensor(value), tensor(surrogate)
+    return (left.ndim > 0) == (right.ndim > 0) or left.dtype == right.dtype
+
+
+def _bare(node: Any) -> Any:
+    while isinstance(node, Node) and (node.target in MARKERS or node.target in COPIES):
+        node = node.args[0]
+    return node
+
+
+def _inputs(node: Node) -> list[Node]:
+    return [argument for argument in node.args if isinstance(argument, Node)]
+
+
+def _shape(node: Node, tree: set[Node], known: dict[Node, Shape]) -> Shape:
+    node = _bare(node)
+    if node not in known:
+        known[node] = (node.target, [_shape(a, tree, known) for a in _inputs(node)]) if node in tree else None
+    return known[node]
+
+
+def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
+    """The nodes of the arithmetic that still has `shape`, each with its leaf inputs, root first; None where it has another."""
+    interior: dict[Node, list[Node]] = {}
+    stack = [(root, shape)]
+    while stack:
+        node, shape = stack.pop()
+        node = _bare(node)
+        if shape is None or node in interior:
+            continue
+        target, below = shape
+        if node.target is not target or len(_inputs(node)) != len(below):
+            return None
+        interior[node] = [a for a, inner in zip(_inputs(node), below) if inner is None]
+        stack += zip(_inputs(node), below)
+    return interior
+
+
+def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
+    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype."""
+    for node, leaves in interior.items():
+        for leaf in dict.fromkeys(leaves):
+            if tensor(leaf).dtype in ROUNDED_DTYPES:
+                node.replace_input_with(leaf, emit(graph, node, ops.rounded.default, (leaf,)))
+    for node in interior:
+        if tensor(node).dtype in ROUNDED_DTYPES:
+            result = emit(graph, node.next, ops.rounded.default, (node,), like=node)
+            node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)

@@ -1,0 +1,119 @@
+"""The linear form of a value: which atoms it adds up, and behind which detach markers.
+
+    x + (q - x).detach()     is   x - x' + q'          an atom is a value that is not itself an add, subtract,
+    (x - x*g).detach() + x*g is   x' - (g x)' + g x    negate, scale-by-constant, widening cast or marker
+
+A term is an atom with a scale (`x` and `g x` are two terms). For each spelling of its atom, with and without markers, a
+term counts how often it was added and subtracted. The term *cancels* where its counts sum to zero between spellings that
+differ: that, and something left over, is a straight-through site. Where a term cancels within one spelling (`t - t`), or where
+nothing is left over, the code is after rounding errors (Kahan, TwoSum) and every site that fed it is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from torch.fx import Node
+
+from .values import COPIES, MARKERS, Values, aten, is_cast, tensor
+
+# Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
+LIMIT = 16
+
+Term = tuple[int, Fraction]  # (value number of the atom, scale > 0)
+Counts = dict[int, int]  # spelling of the atom -> times added less times subtracted
+Addend = tuple[float, Any]  # (coefficient, node or Python number)
+
+# operator -> the addends it sums, from its arguments
+LINEAR: dict[Any, Callable[..., list[Addend]]] = {
+    aten.add.Tensor: lambda a, b, alpha=1: [(1, a), (alpha, b)],
+    aten.add.Scalar: lambda a, b, alpha=1: [(1, a), (alpha, b)],
+    aten.sub.Tensor: lambda a, b, alpha=1: [(1, a), (-alpha, b)],
+    aten.sub.Scalar: lambda a, b, alpha=1: [(1, a), (-alpha, b)],
+    aten.rsub.Tensor: lambda a, b, alpha=1: [(1, b), (-alpha, a)],
+    aten.rsub.Scalar: lambda a, b, alpha=1: [(1, b), (-alpha, a)],
+    aten.neg.default: lambda a: [(-1, a)],
+    aten.mul.Tensor: lambda a, b: [(b, a)] if is_number(b) else [(a, b)] if is_number(a) else [],
+    aten.mul.Scalar: lambda a, b: [(b, a)],
+}
+
+
+def is_number(argument: Any) -> bool:
+    """A finite real Python number: a coefficient, or an addend of its own."""
+    return isinstance(argument, (int, float)) and not isinstance(argument, bool) and math.isfinite(argument)
+
+
+def addends(node: Any) -> list[Addend]:
+    """What `node` adds up, with coefficients; empty for an atom. Sub-expressions are not expanded."""
+    if tensor(node) is None or not (tensor(node).is_floating_point() or tensor(node).is_complex()):
+        return []
+    if node.target in MARKERS or node.target in COPIES or _widens(node):
+        return [(1, node.args[0])]
+    try:
+        parts = LINEAR[node.target](*node.args, **node.kwargs) if node.target in LINEAR else []
+    except TypeError:  # an overload with more arguments than the table knows (`out=`)
+        return []
+    known = all(is_number(c) and (is_number(a) or tensor(a) is not None) for c, a in parts)
+    return parts if known else []
+
+
+def _widens(node: Node) -> bool:
+    """A cast that rounds nothing. One that rounds makes a new value: `x - x.to(bf16)` is the error someone asked for."""
+    if not is_cast(node):
+        return False
+    source, result = tensor(node.args[0]).dtype, tensor(node).dtype
+    return source.is_floating_point and result.is_floating_point and result.itemsize > source.itemsize and source.itemsize > 1
+
+
+@dataclass(frozen=True)
+class Form:
+    """`terms` is the linear combination; `sites` are the reassociating sites whose cancelled terms it no longer shows."""
+
+    terms: dict[Term, Counts]
+    sites: frozenset[Node] = frozenset()
+
+    def totals(self) -> dict[Term, int]:
+        return {term: total for term, counts in self.terms.items() if (total := sum(counts.values()))}
+
+    def cancelled(self) -> list[Term]:
+        return [term for term, counts in self.terms.items() if not sum(counts.values())]
+
+    def residual(self) -> dict[Term, Counts]:
+        return {term: counts for term, counts in self.terms.items() if sum(counts.values())}
+
+
+def atom(values: Values, argument: Any) -> Form:
+    """A node, or the number 1 for a Python number, as one opaque term."""
+    if isinstance(argument, Node):
+        return Form({(values.number[argument], Fraction(1)): {values.spelling[argument]: 1}})
+    return Form({(-1, abs(Fraction(argument))): {-1: 1 if argument > 0 else -1}} if argument else {})
+
+
+def combine(values: Values, parts: list[tuple[float, Any, Form]], marked: bool) -> tuple[Form, bool]:
+    """The form of a sum of (coefficient, argument, form), behind one more marker where `marked`; and whether a term cancelled
+    within one spelling."""
+    if len(set().union(*(form.terms for _, _, form in parts))) > LIMIT:
+        parts = [(c, a, form if len(form.terms) <= LIMIT // 2 else atom(values, a)) for c, a, form in parts]
+    terms: dict[Term, Counts] = {}
+    plain = False
+    for (number, scale), coefficient, spelling, count in _scaled(parts):
+        counts = terms.setdefault((number, scale * abs(coefficient)), {})
+        if marked and number >= 0:
+            spelling = values.marked(spelling)
+        before, change = counts.pop(spelling, 0), count if coefficient > 0 else -count
+        plain = plain or before * change < 0
+        if before + change:
+            counts[spelling] = before + change
+    return Form(terms, frozenset().union(*(form.sites for _, _, form in parts))), plain
+
+
+def _scaled(parts: list[tuple[float, Any, Form]]) -> Iterator[tuple[Term, Fraction, int, int]]:
+    for coefficient, _, form in parts:
+        if coefficient:
+            for term, counts in form.terms.items():
+                for spelling, count in counts.items():
+                    yield term, Fraction(coefficient), spelling, count

@@ -1,0 +1,217 @@
+"""Find the straight-through sites of a graph. Pure analysis: the graph is not changed.
+
+    %sub = aten.sub(%q, %x)
+    %alias = aten.alias(%sub)          ->   Site(root=%add, value=%q, surrogates=(%x,), needs="algebraic",
+    %add = aten.add(%x, %alias)                  order="(v - s) + s")
+
+A site cancels *exactly* where IEEE arithmetic itself gives zero, `t - t'`, whatever that zero is then scaled, cast or viewed
+as; it cancels *after reassociation* where only the linear form shows it, `x + (q - x)'`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from .linear_form import Form, Term, addends, atom, combine
+from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates, number_values, tensor, without_markers
+
+# A zero stays a zero through these, if what scales it is finite: the argument that may be the zero.
+ZERO_THROUGH = {
+    aten.neg.default: (0,), aten.mul.Tensor: (0, 1), aten.mul.Scalar: (0,), aten.div.Tensor: (0,), aten.div.Scalar: (0,),
+    aten.view.default: (0,), aten._unsafe_view.default: (0,), aten.reshape.default: (0,), aten.expand.default: (0,),
+    aten.permute.default: (0,), aten.transpose.int: (0,), aten.t.default: (0,), aten.unsqueeze.default: (0,),
+    aten.squeeze.dim: (0,), aten.squeeze.dims: (0,), aten.slice.Tensor: (0,), aten.select.int: (0,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """One straight-through estimator in a graph.
+
+    `root` holds its result; `value` is the node (or Python number) the result keeps, negated where `negated`, and None where no
+    node of the graph holds it; `surrogates` are the cancelled terms; `needs` is the least level that may remove them, "finite" or
+    "algebraic"; `order` is the
+    IEEE arithmetic, one of "v + (s - s)", "(v - s) + s" and "(v + s) - s", or None for another arithmetic; `tree` are the nodes of that arithmetic, root first;
+    `refusal` says why the site must be left as it is, and is empty where it need not be."""
+
+    root: Node
+    value: Any
+    surrogates: tuple[Node, ...]
+    needs: str
+    order: str | None = None
+    negated: bool = False
+    tree: tuple[Node, ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done about the site at `root`: `action` is "cancelled", "fused" or "left", and `reason` says why."""
+
+    root: Node
+    action: str
+    reason: str
+
+
+@dataclass
+class _Walk:
+    values: Values
+    forms: dict[Node, Form] = field(default_factory=dict)
+    zeros: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    sites: dict[Node, Site] = field(default_factory=dict)
+    poisoned: set[Node] = field(default_factory=set)
+
+    def linear_terms(self, node: Node) -> Set[Term]:
+        return self.forms[node].terms.keys() if node in self.forms else frozenset()
+
+    def form(self, argument: Any) -> Form:
+        if argument in self.zeros:
+            return Form({})
+        return self.forms.get(argument) or atom(self.values, argument)
+
+
+def recognise(graph: Graph) -> tuple[Site, ...]:
+    """Every site of a functional ATen graph (joint, inference, or one partition), in graph order.
+
+    Reads `meta["val"]` of every node. The backward of a joint graph, and whatever follows the first node that mutates an
+    input, is not looked at. A refused site is listed too, with its reason.
+
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda h, s: h + (s - s.detach()))(torch.ones(2), torch.ones(2))
+        >>> [(site.value.name, site.needs, site.order) for site in recognise(traced.graph)]
+        [('h_1', 'finite', 'v + (s - s)')]
+    """
+    walk, backward = _Walk(number_values(graph)), set()
+    for node in graph.nodes:
+        if is_backward(node) or not backward.isdisjoint(node.all_input_nodes):
+            backward.add(node)
+        elif mutates(node):
+            break
+        else:
+            _visit(walk, node)
+    poison = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
+    return tuple(
+        Site(**{**vars(site), "refusal": poison}) if site.root in walk.poisoned else site for site in walk.sites.values()
+    )
+
+
+def _visit(walk: _Walk, node: Node) -> None:
+    through = [node.args[i] for i in _zero_arguments(node) if i < len(node.args)]
+    if zero := next((z for z in through if z in walk.zeros), None):
+        walk.zeros[node] = walk.zeros[zero]
+        return
+    parts = [(coefficient, a, walk.form(a)) for coefficient, a in addends(node)]
+    if not parts:
+        return
+    zeros = [a for _, a, _ in parts if a in walk.zeros]
+    if len(parts) == 2 and (len(zeros) == 2 or _cancels_exactly(walk.values, parts)):
+        walk.zeros[node] = tuple(dict.fromkeys(n for z in zeros for n in walk.zeros[z])) or (_bare(parts[0][1])[0],)
+        return
+    form, plain = combine(walk.values, parts, node.target in MARKERS)
+    cancelled, residual = form.cancelled(), form.residual()
+    if plain or (cancelled and not residual):
+        walk.poisoned |= form.sites
+    elif zeros:
+        walk.forms[node] = form
+        walk.sites[node] = _exact_site(walk, node, parts, zeros[0])
+    elif cancelled:
+        walk.forms[node] = Form(residual, form.sites | {node})
+        walk.sites[node] = _reassociating_site(walk, node, Form(residual), cancelled)
+    else:
+        walk.forms[node] = form
+
+
+def _zero_arguments(node: Node) -> tuple[int, ...]:
+    return (0,) if node.target in MARKERS or node.target in COPIES or is_cast(node) else ZERO_THROUGH.get(node.target, ())
+
+
+def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bool:
+    """`t - t'`: one value, opposite signs, reached through different markers."""
+    (c, a, _), (d, b, _) = parts
+    if not (isinstance(a, Node) and isinstance(b, Node)) or abs(c) != 1 or abs(d) != 1:
+        return False
+    (a, minus_a, marks_a), (b, minus_b, marks_b) = _bare(a), _bare(b)
+    opposite = (c < 0) ^ minus_a ^ (d < 0) ^ minus_b
+    spellings = values.marked(values.spelling[a], marks_a), values.marked(values.spelling[b], marks_b)
+    return opposite and values.number[a] == values.number[b] and spellings[0] != spellings[1]
+
+
+def _bare(node: Node) -> tuple[Node, bool, int]:
+    """A node without the negations and markers around it, whether it was negated, and how many markers there were."""
+    negative, marks = False, 0
+    while node.target is aten.neg.default or node.target in MARKERS:
+        negative, marks = negative ^ (node.target is aten.neg.default), marks + (node.target in MARKERS)
+        node = node.args[0]
+    return node, negative, marks
+
+
+def _exact_site(walk: _Walk, root: Node, parts: list[tuple[float, Any, Form]], zero: Node) -> Site:
+    coefficient, value, _ = next(part for part in parts if part[1] is not zero)
+    refusal = "" if abs(coefficient) == 1 else f"the value is scaled by alpha={coefficient}"
+    tree = tuple(_tree(root, lambda n: n in walk.zeros))
+    order = match_order(root, walk.values)
+    return Site(root, without_markers(value), walk.zeros[zero], "finite", order and order[0], coefficient < 0, tree, refusal)
+
+
+def _reassociating_site(walk: _Walk, root: Node, residual: Form, cancelled: list[Term]) -> Site:
+    tree = tuple(_tree(root, lambda n: n not in walk.sites and not walk.linear_terms(n).isdisjoint(cancelled)))
+    scaled = {frozenset(walk.linear_terms(n)): without_markers(n) for n in tree}
+    surrogates = tuple(scaled.get(frozenset([t]), walk.values.first.get(t[0])) for t in cancelled if t[0] >= 0)
+    value, negated = _holder(walk, tree, residual)
+    refusal = "" if value is not None else "no node of the graph holds what is left after the surrogates cancel"
+    order = match_order(root, walk.values)
+    return Site(root, value, surrogates, "algebraic", order and order[0], negated, tree, refusal)
+
+
+def _tree(root: Node, belongs: Callable[[Node], bool]) -> Iterator[Node]:
+    """The arithmetic of a site: `root` and, downwards, the nodes that add, scale or cast a term that cancels."""
+    stack, seen = [root], {root}
+    while stack:
+        yield (node := stack.pop())
+        below = [a for a in node.all_input_nodes if a not in seen and belongs(a)]
+        seen.update(below)
+        stack += below
+
+
+def _holder(walk: _Walk, tree: tuple[Node, ...], residual: Form) -> tuple[Any, bool]:
+    """A node or number whose linear form is the residual, nearest to the root; and whether it is the residual negated."""
+    wanted = residual.totals()
+    opposite = {term: -total for term, total in wanted.items()}
+    for node in tree:
+        for _, argument in addends(node):
+            have = walk.form(argument).totals()
+            if argument not in tree and (have == wanted or have == opposite):
+                return without_markers(argument), have != wanted
+    return None, False
+
+
+def match_order(root: Node, values: Values) -> tuple[str, Node, Node] | None:
+    """(order, value, surrogate) where the arithmetic of `root` is one of the three, markers aside. It needs no markers, so it also
+    reads post-grad graphs, which have lost them."""
+    number = values.number
+    for (sign, outer), (inner_sign, inner) in _operands(root):
+        for (c, a), (d, b) in _operands(inner):
+            match sign, inner_sign, c, d:
+                case 1, 1, 1, -1 if number[a] == number[b]:
+                    order, value = "v + (s - s)", outer
+                case 1, 1, 1, -1 if number[outer] == number[b]:
+                    order, value = "(v - s) + s", a
+                case -1, 1, 1, 1 if number[outer] == number[b]:
+                    order, value = "(v + s) - s", a
+                case _:
+                    continue
+            return order, without_markers(value), without_markers(b)
+    return None
+
+
+def _operands(node: Node) -> Iterator[tuple[tuple[float, Node], tuple[float, Node]]]:
+    """Both orders of the signed operands of an add or subtract of two tensors; nothing for any other node."""
+    node = without_markers(node)
+    parts = addends(node) if node.target in (aten.add.Tensor, aten.sub.Tensor) else []
+    if len(parts) == 2 and all(isinstance(a, Node) and abs(c) == 1 for c, a in parts):
+        yield parts[0], parts[1]
+        yield parts[1], parts[0]

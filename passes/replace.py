@@ -1,0 +1,159 @@
+"""Put a value in the place of a node, and change nothing else that anyone could see.
+
+The stand-in has the dtype, shape and strides of the node it replaces, and where that node is an output of the graph the
+stand-in shares no memory with an input or another output: `out = f(h, s); out.add_(1)` must not change `h`. The rule and its reason
+are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node, map_arg
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from .values import aten, is_backward, is_pure, prims, tensor
+
+
+TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
+
+
+class Refused(Exception):
+    """A site that must be left as it is; the message says why, in words for the report."""
+
+
+def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = False) -> set[Node]:
+    """Let every user of `root` read `value` (a node before it, or a Python number) instead, and drop what is unused then.
+
+    Returns the nodes dropped. Raises `Refused`, with the graph as it was, where no equal stand-in can be built.
+
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda h, s: (h + s).relu())(torch.ones(2), torch.ones(2))
+        >>> h, s, add, relu, output = traced.graph.nodes
+        >>> [node.name for node in replace_with_value(traced.graph, add, h)], relu.args
+        (['add'], (h_1,))
+    """
+    before = root.prev
+    try:
+        stand_in = _stand_in(graph, root, value, negated)
+    except Refused:
+        while root.prev is not before:
+            graph.erase_node(root.prev)
+        raise
+    root.replace_all_uses_with(stand_in)
+    return drop_unused(graph, root)
+
+
+def drop_unused(graph: Graph, node: Node) -> set[Node]:
+    """Erase `node`, and what only it used, as far as the nodes are pure. Random and mutating nodes stay."""
+    dropped: set[Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node in dropped or node.users or not is_pure(node):
+            continue
+        stack += node.all_input_nodes
+        graph.erase_node(node)
+        dropped.add(node)
+    return dropped
+
+
+def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Node:
+    want, before = tensor(root), root.prev
+    if not isinstance(value, Node):
+        options = {"dtype": want.dtype, "device": want.device}
+        value = emit(graph, root, aten.full.default, (_sizes(graph, root), -value if negated else value), options)
+    elif tensor(value).device != want.device:
+        raise Refused(f"the value is on {tensor(value).device}, the result on {want.device}")
+    elif negated:
+        value = emit(graph, root, aten.neg.default, (value,))
+    if tensor(value).dtype != want.dtype:
+        value = emit(graph, root, prims.convert_element_type.default, (value, want.dtype))
+    fresh = root.prev is not before
+    if not _same(tensor(value).shape, want.shape):
+        value = emit(graph, root, aten.expand.default, (value, _sizes(graph, root, value)))
+    if not _same_strides(tensor(value), want) or (not fresh and _would_alias(graph, root, value)):
+        value = _restride(graph, root, value)
+    return value
+
+
+def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | None = None, *, like: Node | None = None) -> Node:
+    """A new node ahead of `before`, with the metadata (source, recompute and partitioner tags) of `like`, which is `before` unless
+    given, and a fake value of its own."""
+    with graph.inserting_before(before):
+        node = graph.create_node("call_function", target, args, kwargs or {}, name=target._schema.name.split("::")[1])
+    like = like or before
+    node.meta = {key: entry for key, entry in like.meta.items() if key not in ("val", "tensor_meta", TAG)}
+    fake_args, fake_kwargs = map_arg((args, kwargs or {}), lambda n: n.meta["val"])
+    with getattr(tensor(like), "fake_mode", None) or contextlib.nullcontext():
+        node.meta["val"] = target(*fake_args, **fake_kwargs)
+    return node
+
+
+def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    return len(left) == len(right) and all(statically_known_true(a == b) for a, b in zip(left, right))
+
+
+def _same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal strides wherever a dimension has more than one element, which is where a stride is seen."""
+    pairs = zip(left.stride(), right.stride(), right.shape)
+    return all(statically_known_true(size == 1) or statically_known_true(a == b) for a, b, size in pairs)
+
+
+def _sizes(graph: Graph, root: Node, value: Node | None = None) -> list[Any]:
+    """The shape of `root` as arguments for `full` or, with -1 for the dimensions `value` has, for `expand`."""
+    want = tensor(root).shape
+    have = [None] * (len(want) - (tensor(value).ndim if value else 0)) + list(tensor(value).shape if value else ())
+    return [
+        -1 if there is not None and statically_known_true(here == there) else _size(graph, root, here)
+        for here, there in zip(want, have if value else [None] * len(want))
+    ]
+
+
+def _size(graph: Graph, root: Node, size: Any) -> Any:
+    if isinstance(size, int):
+        return size
+    for node in graph.nodes:  # symbolic sizes are inputs, ahead of all else
+        if node is root:
+            break
+        if isinstance(known := node.meta.get("val"), torch.SymInt) and statically_known_true(known == size):
+            return node
+    raise Refused(f"the size {size} of the result is known only from a surrogate")
+
+
+def _restride(graph: Graph, root: Node, value: Node) -> Node:
+    """A copy of `value` with the strides of `root`, which must be dense: permuted so that a contiguous copy has them."""
+    want = tensor(root)
+    order = sorted(range(want.ndim), key=lambda d: (_hint(want.stride(d)), _hint(want.shape[d]), -d), reverse=True)
+    if order == sorted(order):
+        value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
+    else:
+        value = emit(graph, root, aten.permute.default, (value, order))
+        value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
+        value = emit(graph, root, aten.permute.default, (value, [order.index(d) for d in range(want.ndim)]))
+    if not _same_strides(tensor(value), want):
+        raise Refused(f"the result has strides {tuple(want.stride())}, which no dense copy of the value has")
+    return value
+
+
+def _hint(size: Any) -> int:
+    return size if isinstance(size, int) else size.node.hint or 0
+
+
+def _would_alias(graph: Graph, root: Node, value: Node) -> bool:
+    """Whether an output would come to share memory with an input or another output. In a joint graph anything the backward
+    reads may be saved, as an output of the forward that is cut from it, so there every output gets memory of its own."""
+    outputs = {_storage(out) for out in graph.output_node().all_input_nodes}
+    inputs = graph.find_nodes(op="placeholder")
+    if _storage(root) not in outputs:
+        return False
+    joint = any(is_backward(node) for node in inputs)
+    return joint or _storage(value) in outputs or _storage(value) in {_storage(node) for node in inputs}
+
+
+def _storage(node: Node) -> Any:
+    value = tensor(node)
+    return None if value is None else value.untyped_storage()._cdata

@@ -1,0 +1,138 @@
+"""Value numbering: which nodes of a graph hold the same value, bit for bit.
+
+Two numberings are made in one walk. They differ only in how they see a detach marker:
+
+    s1 = s.to(bf16);  d = s1.detach();  s2 = s.to(bf16);  e = s.detach().to(bf16)
+
+    number    s1 == s2 == d == e            the same value
+    spelling  s1 == s2, but d and e differ  the same value, reached through the same markers
+
+A term that cancels between two spellings is what makes a straight-through estimator; a term that cancels within one
+spelling (`k - k`) is arithmetic the user asked for.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+aten, prims = torch.ops.aten, torch.ops.prims
+
+# What is left of `.detach()` and `.data`: `detach` in plain ATen graphs, `alias` under Inductor's decompositions (2.11 to 2.14).
+MARKERS = {aten.detach.default, aten.alias.default}
+COPIES = {aten.clone.default}
+# Everything a cast may carry without doing more than changing the dtype.
+CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
+
+
+def tensor(node: Any) -> torch.Tensor | None:
+    """The fake tensor of a node, or None where it holds no tensor."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def without_markers(argument: Any) -> Any:
+    """The node behind the detach markers; any other argument as it is."""
+    while isinstance(argument, Node) and argument.target in MARKERS:
+        argument = argument.args[0]
+    return argument
+
+
+def is_cast(node: Any) -> bool:
+    """Whether a node changes the dtype of its input and nothing else."""
+    if not isinstance(node, Node) or node.target not in CASTS:
+        return False
+    source, result = tensor(node.args[0]), tensor(node)
+    return source is not None and result is not None and source.device == result.device
+
+
+def is_backward(node: Node) -> bool:
+    """Whether a node of a joint graph belongs to the backward by what AOTAutograd says of it."""
+    if node.op == "placeholder":
+        return "tangents" in str(node.target)
+    return str(node.meta.get("partitioner_tag", "")).endswith("backward")
+
+
+def is_pure(node: Node) -> bool:
+    """Whether equal inputs give equal outputs and nothing else happens: what may be numbered, and dropped when unused."""
+    if node.op == "get_attr":
+        return True
+    if node.op != "call_function" or node.is_impure():
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not mutates(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
+    name = getattr(node.target, "__name__", "")  # arithmetic on symbolic sizes, and `getitem`
+    return getattr(operator, name, None) is node.target or name.startswith("sym_")
+
+
+def mutates(node: Node) -> bool:
+    """Whether a node writes to one of its inputs (in functional graphs: the `copy_` epilogue of mutated inputs)."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+@dataclass
+class Values:
+    """The two numberings, and for each number the first node that holds it."""
+
+    number: dict[Node, int] = field(default_factory=dict)
+    spelling: dict[Node, int] = field(default_factory=dict)
+    first: dict[int, Node] = field(default_factory=dict)
+    _interned: dict[Any, int] = field(default_factory=dict)
+    _constant: set[int] = field(default_factory=set)
+
+    def intern(self, key: Any) -> int:
+        return self._interned.setdefault(key, len(self._interned))
+
+    def marked(self, spelling: int, markers: int = 1) -> int:
+        """The spelling of the same value behind more markers. A constant has no gradient to cut: it keeps its own."""
+        for _ in range(markers if spelling not in self._constant else 0):
+            spelling = self.intern(("marked", spelling))
+        return spelling
+
+    def add(self, node: Node) -> None:
+        if node.target in MARKERS:
+            self.number[node] = self.number[node.args[0]]
+            self.spelling[node] = self.marked(self.spelling[node.args[0]])
+        elif node.target in COPIES or (is_cast(node) and tensor(node).dtype == tensor(node.args[0]).dtype):
+            self.number[node], self.spelling[node] = self.number[node.args[0]], self.spelling[node.args[0]]
+        elif is_pure(node):
+            self.number[node] = self.intern(self._key(node, self.number))
+            self.spelling[node] = self.intern(self._key(node, self.spelling))
+            if _is_literal(node) or (node.op != "get_attr" and self._constant.issuperset(map(self.spelling.get, node.all_input_nodes))):
+                self._constant.add(self.spelling[node])
+        else:
+            self.number[node] = self.spelling[node] = self.intern(("node", node.name))
+        self.first.setdefault(self.number[node], node)
+
+    def _key(self, node: Node, numbers: dict[Node, int]) -> Any:
+        if is_cast(node):
+            return "cast", tensor(node).dtype, numbers[node.args[0]]
+        return node.target, _freeze(node.args, numbers), _freeze(node.kwargs, numbers)
+
+
+def _is_literal(node: Node) -> bool:
+    """A tensor literal of the user's code, as `make_fx` names it; parameters and buffers may also be `get_attr` (AOTInductor)."""
+    return node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
+
+
+def _freeze(argument: Any, numbers: dict[Node, int]) -> Any:
+    """A hashable stand-in for an argument; `repr` keeps 1, 1.0, True, 0.0 and -0.0 apart, which compare equal."""
+    if isinstance(argument, Node):
+        return "node", numbers[argument]
+    if isinstance(argument, (list, tuple)):
+        return tuple(_freeze(a, numbers) for a in argument)
+    if isinstance(argument, dict):
+        return tuple((k, _freeze(argument[k], numbers)) for k in sorted(argument))
+    return type(argument).__name__, repr(argument)
+
+
+def number_values(graph: Graph) -> Values:
+    """Number every node of `graph`, in one walk. Source: local value numbering, Cocke and Schwartz (1970)."""
+    values = Values()
+    for node in graph.nodes:
+        values.add(node)
+    return values

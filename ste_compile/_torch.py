@@ -1,0 +1,36 @@
+"""The private torch modules this package stands on; no other file imports one. Read against 2.11, 2.13 and 2.14.
+
+A name that moves between versions is mended here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor import config as inductor_config
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+# What `torch.compile(backend="inductor")` wraps its `mode` and `options` in: checks them, and merges them into a config.
+InductorBackend = torch._TorchCompileInductorWrapper
+
+__all__ = [
+    "CustomGraphPass",
+    "InductorBackend",
+    "aot_autograd",
+    "get_hash_for_files",
+    "inductor_config",
+    "inductor_ir",
+    "min_cut_rematerialization_partition",
+]
+
+
+def inductor_ir() -> tuple[Any, Any, Any, Any]:
+    """(`ir`, `ops`, `lowerings`, `register_lowering`), imported late: it starts Inductor, which takes seconds."""
+    from torch._inductor import ir
+    from torch._inductor.lowering import lowerings, register_lowering
+    from torch._inductor.virtualized import ops
+
+    return ir, ops, lowerings, register_lowering

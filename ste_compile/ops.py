@@ -1,0 +1,84 @@
+"""The fused operator: a straight-through site as one value, with the rounding of eager's three kernels.
+
+`ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
+s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor would
+hand on an fp32 register. The passes insert both after autograd; importing this module registers them and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# order -> its arithmetic, given add and subtract. IEEE addition commutes, so these are all there are with one value.
+ORDERS: dict[str, Callable[..., Any]] = {
+    "v + (s - s)": lambda v, s, add, sub: add(v, sub(s, s)),
+    "(v - s) + s": lambda v, s, add, sub: add(sub(v, s), s),
+    "(v + s) - s": lambda v, s, add, sub: sub(add(v, s), s),
+}
+
+
+def _evaluate(value: Tensor, surrogate: Tensor, order: str, dtype: torch.dtype | None = None) -> Tensor:
+    if order not in ORDERS:
+        raise ValueError(f"straight_through: order={order!r} is not known; allowed: {', '.join(map(repr, ORDERS))}")
+    cast = surrogate if dtype is None else surrogate.to(dtype)
+    return ORDERS[order](value, cast, torch.add, torch.sub)
+
+
+@torch.library.custom_op("ste_compile::straight_through", mutates_args=())
+def straight_through(value: Tensor, surrogate: Tensor, order: str, dtype: torch.dtype | None = None) -> Tensor:
+    """A straight-through estimator as one operator: `value`'s value, gradients to both.
+
+    Args:
+        value: any shape, any dtype that can be added to the surrogate's.
+        surrogate: any shape that broadcasts with `value`, on the same device.
+        order: the arithmetic, "v + (s - s)", "(v - s) + s" or "(v + s) - s"; a `ValueError` names any other.
+        dtype: what the surrogate is cast to first; None for no cast.
+
+    Returns:
+        A new tensor: broadcast shape, promoted dtype, the strides the eager expression gives.
+
+        >>> value, surrogate = torch.tensor([1.0]), torch.tensor([0.3], requires_grad=True)
+        >>> straight_through(value, surrogate, "v + (s - s)").backward()
+        >>> surrogate.grad
+        tensor([1.])
+    """
+    return _evaluate(value, surrogate, order, dtype)
+
+
+@torch.library.custom_op("ste_compile::rounded", mutates_args=())
+def rounded(x: Tensor) -> Tensor:
+    """A copy of `x`, rounded to its own dtype: in eager every tensor is. Any shape and dtype; the gradient passes through.
+
+    >>> rounded(torch.tensor([0.1], dtype=torch.bfloat16))
+    tensor([0.1001], dtype=torch.bfloat16)
+    """
+    return x.clone()
+
+
+straight_through.register_fake(_evaluate)
+rounded.register_fake(torch.clone)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.likes = [(t.shape, t.dtype) for t in inputs[:2]]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def towards(shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        differentiable = dtype.is_floating_point or dtype.is_complex
+        return _cast(grad.sum_to_size(shape), dtype) if differentiable else None
+
+    return (*(towards(*like) for like in ctx.likes), None, None)
+
+
+def _cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autograd casts a gradient to its input's dtype: a real input of a complex sum gets the real part."""
+    return (grad.real if grad.is_complex() and not dtype.is_complex else grad).to(dtype)
+
+
+straight_through.register_autograd(_gradients, setup_context=_remember)
+rounded.register_autograd(lambda ctx, grad: grad)
