@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from .linear_form import is_number
 from .recognise import Outcome, Site, match_order
 from .replace import TAG, drop_unused, emit
 from .values import COPIES, MARKERS, is_cast, number_values, prims, tensor
@@ -72,6 +73,8 @@ def _fuse_one(graph: Graph, root: Node, match: tuple[str, Node, Node] | None) ->
     interior = _interior(root, mark["shape"])
     if interior is None:
         return Outcome(root, "left", "another pass has rewritten its arithmetic since it was recognised")
+    if any(abs(node.kwargs.get("alpha", 1)) != 1 for node in interior):
+        return Outcome(root, "left", "alpha: eager's vectorised and scalar kernels themselves round it differently")
     _round_all(graph, interior)
     return Outcome(root, "fused", "its own arithmetic, every intermediate rounded")
 
@@ -143,6 +146,9 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
         for leaf in dict.fromkeys(leaves):
             if tensor(leaf).dtype in ROUNDED_DTYPES:
                 node.replace_input_with(leaf, emit(graph, node, ops.rounded.default, (leaf,)))
+        if tensor(node).dtype in ROUNDED_DTYPES and tensor(node).device.type == "cpu" and is_number(node.args[0]):
+            # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
+            node.update_arg(0, torch.tensor(node.args[0], dtype=tensor(node).dtype).item())
     for node in interior:
         if tensor(node).dtype in ROUNDED_DTYPES:
             result = emit(graph, node.next, ops.rounded.default, (node,), like=node)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from .linear_form import Form, Term, addends, atom, combine
+from .linear_form import LIMIT, Form, Term, addends, atom, combine
 from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates, number_values, tensor, without_markers
 
 # A zero stays a zero through these, if what scales it is finite: the argument that may be the zero.
@@ -161,7 +161,7 @@ def _reassociating_site(walk: _Walk, root: Node, residual: Form, cancelled: list
     tree = tuple(_tree(root, lambda n: n not in walk.sites and not walk.linear_terms(n).isdisjoint(cancelled)))
     scaled = {frozenset(walk.linear_terms(n)): without_markers(n) for n in tree}
     surrogates = tuple(scaled.get(frozenset([t]), walk.values.first.get(t[0])) for t in cancelled if t[0] >= 0)
-    value, negated = _holder(walk, tree, residual)
+    value, negated = _holder(walk, root, residual)
     refusal = "" if value is not None else "no node of the graph holds what is left after the surrogates cancel"
     order = match_order(root, walk.values)
     return Site(root, value, surrogates, "algebraic", order and order[0], negated, tree, refusal)
@@ -177,15 +177,17 @@ def _tree(root: Node, belongs: Callable[[Node], bool]) -> Iterator[Node]:
         stack += below
 
 
-def _holder(walk: _Walk, tree: tuple[Node, ...], residual: Form) -> tuple[Any, bool]:
-    """A node or number whose linear form is the residual, nearest to the root; and whether it is the residual negated."""
+def _holder(walk: _Walk, root: Node, residual: Form) -> tuple[Any, bool]:
+    """A node or number whose linear form is the residual, near the root; and whether it is the residual negated."""
     wanted = residual.totals()
     opposite = {term: -total for term, total in wanted.items()}
-    for node in tree:
-        for _, argument in addends(node):
-            have = walk.form(argument).totals()
-            if argument not in tree and (have == wanted or have == opposite):
-                return without_markers(argument), have != wanted
+    queue = [argument for _, argument in addends(root)]
+    for argument in queue:  # grows as it is walked: nearest first
+        have = walk.form(argument).totals()
+        if have == wanted or have == opposite:
+            return without_markers(argument), have != wanted
+        if argument in walk.forms and len(queue) < 4 * LIMIT:
+            queue += [below for _, below in addends(argument)]
     return None, False
 
 

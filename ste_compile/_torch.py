@@ -23,6 +23,7 @@ __all__ = [
     "get_hash_for_files",
     "inductor_config",
     "inductor_ir",
+    "is_stored",
     "min_cut_rematerialization_partition",
 ]
 
@@ -34,3 +35,13 @@ def inductor_ir() -> tuple[Any, Any, Any, Any]:
     from torch._inductor.virtualized import ops
 
     return ir, ops, lowerings, register_lowering
+
+
+def is_stored(x: Any) -> bool:
+    """Whether an Inductor value is read from memory for certain: a graph input, or the result of a kernel that is not generated and
+    so not fused. Any other buffer may reach its reader in a register."""
+    from torch._inductor import ir
+
+    while isinstance(x, (ir.TensorBox, ir.StorageBox, ir.BaseView)):
+        x = x.data
+    return isinstance(x, (ir.InputBuffer, ir.ExternKernel))

@@ -1,12 +1,15 @@
 """How Inductor computes the fused operator: one `Pointwise`, rounding where eager rounds.
 
 Inductor holds 16-bit values in fp32 registers and rounds at a store. Here every operand counts as rounded to its own dtype, and
-every intermediate is rounded to the dtype eager would give it; the seed is read in its own dtype, so no cast copy, no difference and no
-buffer exists beside the result.
+every intermediate is rounded to the dtype eager would give it, except where that can be seen to change nothing: a buffer no kernel can be
+fused with was stored and so is rounded, `s - s` is 0 or NaN, and `v + 0` is on v's grid. The seed is read in its own dtype, so no
+cast copy, no difference and no buffer exists beside the result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +20,15 @@ from .ops import ORDERS
 ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True, eq=False)
+class _Value:
+    """An Inductor value that is a number of `dtype`, held in the dtype Inductor computes `dtype` in. `zero`: it is 0 or NaN."""
+
+    held: Any
+    dtype: torch.dtype
+    zero: bool = False
+
+
 def register() -> None:
     """Teach Inductor both operators; called when a graph first needs them, so that importing the package changes nothing."""
     ir, ops, lowerings, register_lowering = _torch.inductor_ir()
@@ -24,40 +36,48 @@ def register() -> None:
     if namespace.straight_through.default in lowerings:
         return
 
-    def computed(x: Any, dtype: torch.dtype, to: torch.dtype) -> Any:
-        """`x`, of `dtype`, as a value of `to`, in the dtype Inductor computes `to` in."""
-        if to in ROUNDED_DTYPES:
-            return ops.to_dtype(ops.to_dtype(x, to, use_compute_types=False), torch.float32)
-        return x if dtype == to else ops.to_dtype(x, to, src_dtype=_compute_dtype(dtype))
+    def rounded_to(dtype: torch.dtype, x: Any) -> _Value:
+        if dtype in ROUNDED_DTYPES:
+            x = ops.to_dtype(ops.to_dtype(x, dtype, use_compute_types=False), torch.float32)
+        return _Value(x, dtype)
 
-    def pointwise(size: Any, device: torch.device, dtype: torch.dtype, inner_fn: Any) -> Any:
-        return ir.Pointwise.create(device=device, dtype=dtype, inner_fn=inner_fn, ranges=size)
+    def cast(x: _Value, dtype: torch.dtype) -> _Value:
+        if x.dtype == dtype:
+            return x
+        held = torch.float32 if dtype in ROUNDED_DTYPES else dtype
+        source = torch.float32 if x.dtype in ROUNDED_DTYPES else x.dtype
+        return rounded_to(dtype, x.held if source == held else ops.to_dtype(x.held, held, src_dtype=source))
+
+    def binary(op: Callable[[Any, Any], Any]) -> Callable[[_Value, _Value], _Value]:
+        def apply(a: _Value, b: _Value) -> _Value:
+            if a is b:
+                return _Value(op(a.held, b.held), a.dtype, zero=True)
+            common = torch.promote_types(a.dtype, b.dtype)
+            result = op(cast(a, common).held, cast(b, common).held)
+            return _Value(result, common) if a.zero or b.zero else rounded_to(common, result)
+
+        return apply
+
+    def reader(x: Any) -> Callable[[Any], _Value]:
+        load, dtype, stored = x.make_loader(), x.get_dtype(), _torch.is_stored(x)
+        return lambda index: _Value(load(index), dtype) if stored else rounded_to(dtype, load(index))
+
+    def pointwise(like: Any, dtype: torch.dtype, value_at: Callable[[Any], _Value]) -> Any:
+        return ir.Pointwise.create(
+            device=like.get_device(), dtype=dtype, inner_fn=lambda index: value_at(index).held, ranges=like.get_size()
+        )
 
     @register_lowering(namespace.rounded.default, type_promotion_kind=None)
     def rounded(x: Any) -> Any:
-        dtype, load = x.get_dtype(), x.make_loader()
-        return pointwise(x.get_size(), x.get_device(), dtype, lambda index: computed(load(index), dtype, dtype))
+        return pointwise(x, x.get_dtype(), reader(x))
 
     @register_lowering(namespace.straight_through.default, type_promotion_kind=None, broadcast=True)
     def straight_through(value: Any, surrogate: Any, order: str, dtype: torch.dtype | None = None) -> Any:
-        loads = value.make_loader(), surrogate.make_loader()
-        dtypes = value.get_dtype(), surrogate.get_dtype()
+        read_value, read_surrogate = reader(value), reader(surrogate)
+        dtype = dtype or surrogate.get_dtype()
 
-        def binary(op: Any) -> Any:
-            def apply(a: tuple[Any, torch.dtype], b: tuple[Any, torch.dtype]) -> tuple[Any, torch.dtype]:
-                common = torch.promote_types(a[1], b[1])
-                return computed(op(computed(*a, common), computed(*b, common)), common, common), common
+        def value_at(index: Any) -> _Value:
+            v, s = read_value(index), cast(read_surrogate(index), dtype)
+            return ORDERS[order](v, s, binary(ops.add), binary(ops.sub))
 
-            return apply
-
-        def inner_fn(index: Any) -> Any:
-            v, s = ((computed(load(index), own, own), own) for load, own in zip(loads, dtypes))
-            s = (computed(*s, dtype), dtype) if dtype is not None else s
-            return ORDERS[order](v, s, binary(ops.add), binary(ops.sub))[0]
-
-        result = torch.promote_types(dtypes[0], dtype or dtypes[1])
-        return pointwise(value.get_size(), value.get_device(), result, inner_fn)
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in ROUNDED_DTYPES else dtype
+        return pointwise(value, torch.promote_types(value.get_dtype(), dtype), value_at)

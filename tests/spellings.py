@@ -56,7 +56,7 @@ SPELLINGS = [
     Spelling("value_subtracted", lambda v, s: (s - s.detach()) - v, "finite", lambda v, s: -v),
     Spelling("python_scalar", lambda v, s: 1.0 + (s - s.detach()) * v, "finite", lambda v, s: torch.ones(())),
     Spelling("python_scalar_reassociated", lambda v, s: (0.1 - s).detach() + s, "algebraic", lambda v, s: torch.tensor(0.1)),
-    Spelling("two_seeds", lambda v, s: v + (s - s.detach()) + (s.exp() - s.exp().detach()), "finite"),
+    Spelling("two_seeds", lambda v, s: v + (s - s.detach()) + (s.tanh() - s.tanh().detach()), "finite"),
     Spelling("two_surrogates", lambda v, s: v + s + s.sin() - s.detach() - s.sin().detach(), "algebraic"),
     Spelling("site_of_site", lambda v, s: s.sin() + ((v + (s - s.detach())) - s.sin()).detach(), "algebraic"),
 ]  # fmt: skip
