@@ -43,7 +43,9 @@ def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = Fal
         while root.prev is not before:
             graph.erase_node(root.prev)
         raise
+    views = list(root.users)
     root.replace_all_uses_with(stand_in)
+    _move_views(views, _storages(root))
     return drop_unused(graph, root)
 
 
@@ -75,8 +77,12 @@ def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Node:
     fresh = root.prev is not before
     if not _same(tensor(value).shape, want.shape):
         value = emit(graph, root, aten.expand.default, (value, _sizes(graph, root, value)))
-    if not _same_strides(tensor(value), want) or (not fresh and _would_alias(graph, root, value)):
+    if not _same_strides(tensor(value), want):
         value = _restride(graph, root, value)
+    elif not fresh and _would_alias(graph, root, value):
+        # Not a clone: Inductor drops clones that look like no-ops, so that even `return h.clone(), h.clone()` shares memory (2.13).
+        # Adding 0 also turns -0 to 0, as eager's `v + (s - s)` does.
+        value = emit(graph, root, aten.add.Scalar, (value, 0))
     return value
 
 
@@ -87,10 +93,14 @@ def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | No
         node = graph.create_node("call_function", target, args, kwargs or {}, name=target._schema.name.split("::")[1])
     like = like or before
     node.meta = {key: entry for key, entry in like.meta.items() if key not in ("val", "tensor_meta", TAG)}
-    fake_args, fake_kwargs = map_arg((args, kwargs or {}), lambda n: n.meta["val"])
-    with getattr(tensor(like), "fake_mode", None) or contextlib.nullcontext():
-        node.meta["val"] = target(*fake_args, **fake_kwargs)
+    node.meta["val"] = _fake_value(node, tensor(like))
     return node
+
+
+def _fake_value(node: Node, like: torch.Tensor | None) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with getattr(like, "fake_mode", None) or contextlib.nullcontext():
+        return node.target(*args, **kwargs)
 
 
 def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -146,14 +156,22 @@ def _hint(size: Any) -> int:
 def _would_alias(graph: Graph, root: Node, value: Node) -> bool:
     """Whether an output would come to share memory with an input or another output. In a joint graph anything the backward
     reads may be saved, as an output of the forward that is cut from it, so there every output gets memory of its own."""
-    outputs = {_storage(out) for out in graph.output_node().all_input_nodes}
-    inputs = graph.find_nodes(op="placeholder")
-    if _storage(root) not in outputs:
+    outputs = set().union(*map(_storages, graph.output_node().all_input_nodes))
+    if outputs.isdisjoint(_storages(root)):
         return False
-    joint = any(is_backward(node) for node in inputs)
-    return joint or _storage(value) in outputs or _storage(value) in {_storage(node) for node in inputs}
+    inputs = graph.find_nodes(op="placeholder")
+    return any(map(is_backward, inputs)) or not _storages(value).isdisjoint(outputs.union(*map(_storages, inputs)))
 
 
-def _storage(node: Node) -> Any:
-    value = tensor(node)
-    return None if value is None else value.untyped_storage()._cdata
+def _move_views(users: Sequence[Node], old: set[Any]) -> None:
+    """Give the views of a replaced node, which are still those of its old memory, fake values in the memory they now view: this
+    module's rule on aliasing and Inductor's both read it there."""
+    for user in users:
+        if user.op == "call_function" and not old.isdisjoint(_storages(user)):
+            user.meta["val"] = _fake_value(user, next(iter(map(tensor, user.all_input_nodes))))
+            _move_views(list(user.users), old)
+
+
+def _storages(node: Node) -> set[Any]:
+    leaves = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, torch.Tensor)}

@@ -11,6 +11,7 @@ from functorch.compile import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+from torch._inductor.virtualized import V
 from torch.fx import Graph, GraphModule
 
 from ste_compile.backends import run_joint, run_post_grad
@@ -64,7 +65,8 @@ def captured(
         joint.recompile()
         graphs["joint"] = torch.fx.GraphModule(joint, torch.fx.Graph())
         graphs["joint"].graph = _copy(joint.graph)
-        joint_graph_passes(joint)
+        with V.set_fake_mode(torch._guards.detect_fake_mode()):
+            joint_graph_passes(joint)  # Inductor's own clean-up, which the post-grad graph has seen
         return min_cut_rematerialization_partition(joint, *rest, compiler="inductor", **options)
 
     def compiler(name: str) -> Callable[..., Any]:

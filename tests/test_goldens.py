@@ -205,9 +205,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(primals_2, memory_format=contiguous_format)
+add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
 convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out clone, convert_element_type_2, tangents_1
+out add_1, convert_element_type_2, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -220,8 +220,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(arg1_1, memory_format=contiguous_format)
-out clone
+add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -245,9 +245,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(primals_2, memory_format=contiguous_format)
+add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
 convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out clone, convert_element_type_2, tangents_1
+out add_1, convert_element_type_2, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -260,8 +260,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(arg1_1, memory_format=contiguous_format)
-out clone
+add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -285,9 +285,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(primals_2, memory_format=contiguous_format)
+add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
 convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out clone, convert_element_type_2, tangents_1
+out add_1, convert_element_type_2, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -300,8 +300,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(arg1_1, memory_format=contiguous_format)
-out clone
+add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -361,9 +361,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(primals_2, memory_format=contiguous_format)
+add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
 convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out clone, convert_element_type_2, tangents_1
+out add_1, convert_element_type_2, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -376,8 +376,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(arg1_1, memory_format=contiguous_format)
-out clone
+add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -404,10 +404,10 @@ out add, convert_element_type_5, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(primals_2, memory_format=contiguous_format)
+add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
 convert_element_type_4: f16[4, 3] = prims.convert_element_type(tangents_1, float16)
 convert_element_type_5: f32[4, 3] = prims.convert_element_type(convert_element_type_4, float32)
-out clone, convert_element_type_5, tangents_1
+out add_1, convert_element_type_5, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -422,8 +422,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(arg1_1, memory_format=contiguous_format)
-out clone
+add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -447,9 +447,9 @@ out add, convert_element_type_1, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(primals_2, memory_format=contiguous_format)
+add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
 convert_element_type_1: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out clone, convert_element_type_1, tangents_1
+out add_1, convert_element_type_1, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -461,8 +461,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: bf16[4, 3] = clone(arg1_1, memory_format=contiguous_format)
-out clone
+add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -775,8 +775,8 @@ joint, finite
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
 clamp_min: f32[4, 3] = clamp_min(primals_1, -1)
 clamp_max: f32[4, 3] = clamp_max(clamp_min, 1)
-clone: f32[4, 3] = clone(clamp_max, memory_format=contiguous_format)
-out clone, tangents_1
+add_1: f32[4, 3] = add.Scalar(clamp_max, 0)
+out add_1, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -818,9 +818,9 @@ out add, mul_2
 
 joint, algebraic
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
-clone: f32[4, 3] = clone(primals_1, memory_format=contiguous_format)
+add_1: f32[4, 3] = add.Scalar(primals_1, 0)
 mul_2: f32[4, 3] = mul(tangents_1, 0.3)
-out clone, mul_2
+out add_1, mul_2
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -833,8 +833,8 @@ out add
 
 inference, algebraic
 in arg0_1: f32[4, 3]
-clone: f32[4, 3] = clone(arg0_1, memory_format=contiguous_format)
-out clone
+add_1: f32[4, 3] = add.Scalar(arg0_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3]
@@ -859,9 +859,9 @@ out add, mul_1
 
 joint, finite
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
-clone: f32[4, 3] = clone(primals_1, memory_format=contiguous_format)
+add_1: f32[4, 3] = add.Scalar(primals_1, 0)
 mul_1: f32[4, 3] = mul(tangents_1, 0.3)
-out clone, mul_1
+out add_1, mul_1
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -874,8 +874,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3]
-clone: f32[4, 3] = clone(arg0_1, memory_format=contiguous_format)
-out clone
+add_1: f32[4, 3] = add.Scalar(arg0_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3]
@@ -905,11 +905,11 @@ joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 alias_1: f32[4, 3] = alias(primals_1)
 sub: f32[4, 3] = sub(primals_1, alias_1)
-clone: f32[4, 3] = clone(primals_1, memory_format=contiguous_format)
+add_1: f32[4, 3] = add.Scalar(primals_1, 0)
 mul_1: f32[4, 3] = mul(tangents_1, sub)
 mul_2: f32[4, 3] = mul(tangents_1, primals_2)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(mul_1, bfloat16)
-out clone, mul_2, convert_element_type
+out add_1, mul_2, convert_element_type
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -922,8 +922,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-clone: f32[4, 3] = clone(arg0_1, memory_format=contiguous_format)
-out clone
+add_1: f32[4, 3] = add.Scalar(arg0_1, 0)
+out add_1
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -1042,11 +1042,11 @@ in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 mul: f32[4, 3] = mul(primals_1, 0)
 add: f32[4, 3] = add(primals_2, mul)
 clone: f32[4, 3] = clone(add)
-clone_1: f32[4, 3] = clone(clone, memory_format=contiguous_format)
+add_3: f32[4, 3] = add.Scalar(clone, 0)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
 mul_1: f32[4, 3] = mul(tangents_1, 0)
 add_2: f32[4, 3] = add(tangents_1, mul_1)
-out clone_1, add_2, convert_element_type
+out add_3, add_2, convert_element_type
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1269,14 +1269,14 @@ in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
 tanh: f32[4, 3] = tanh(primals_1)
 alias_1: f32[4, 3] = alias(tanh)
-clone: f32[4, 3] = clone(convert_element_type_1, memory_format=contiguous_format)
+add_3: f32[4, 3] = add.Scalar(convert_element_type_1, 0)
 alias_4: f32[4, 3] = alias(alias_1)
 mul: f32[4, 3] = mul(alias_4, alias_4)
 sub_2: f32[4, 3] = sub(1, mul)
 mul_1: f32[4, 3] = mul(tangents_1, sub_2)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
 add_2: f32[4, 3] = add(mul_1, tangents_1)
-out clone, add_2, convert_element_type
+out add_3, add_2, convert_element_type
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1381,10 +1381,10 @@ out add_1, mul, None
 joint, algebraic
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-clone: f32[4, 3] = clone(convert_element_type, memory_format=contiguous_format)
+add_2: f32[4, 3] = add.Scalar(convert_element_type, 0)
 cos: f32[4, 3] = cos(primals_1)
 mul: f32[4, 3] = mul(tangents_1, cos)
-out clone, mul, None
+out add_2, mul, None
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]

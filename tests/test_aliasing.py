@@ -1,0 +1,133 @@
+"""No rewrite may show in what a caller can do with the tensors: mutate them, look at their strides, or find them shared."""
+
+import pytest
+import torch
+
+BACKENDS = ("ste_aot_eager", "ste")
+LEVELS = ("exact", "finite", "algebraic")
+
+
+def compiled(fn, backend, numerics, **kwargs):
+    return torch.compile(fn, backend=backend, options={"numerics": numerics}, fullgraph=True, **kwargs)
+
+
+def seed(h, s):
+    return h + (s - s.detach())
+
+
+def vq(q, x):
+    return x + (q - x).detach()
+
+
+both = pytest.mark.parametrize("backend", BACKENDS)
+levels = pytest.mark.parametrize("numerics", LEVELS)
+grads = pytest.mark.parametrize("grad", (True, False), ids=("train", "inference"))
+
+
+@both
+@levels
+@grads
+@pytest.mark.parametrize("fn", (seed, vq), ids=lambda f: f.__name__)
+def test_mutating_the_output_leaves_the_inputs_alone(backend, numerics, grad, fn):
+    h, s = torch.zeros(4, requires_grad=grad), torch.ones(4, requires_grad=grad)
+    out = compiled(fn, backend, numerics)(h, s)
+    out.detach().add_(1)
+    assert not h.any() and torch.equal(s, torch.ones(4))
+
+
+@both
+@levels
+@grads
+def test_host_returned_as_well(backend, numerics, grad):
+    def model(h, s):
+        h = h * 2
+        return h, h + (s - s.detach()), (h + (s - s.detach())).view(2, 2)
+
+    def views(h, s):
+        h = h * 2
+        return (h + (s - s.detach())).view(2, 2), *(h + (s - s.detach())).chunk(2), h + (s - s.detach())
+
+    outs = compiled(views, backend, numerics)(torch.ones(4, requires_grad=grad), torch.ones(4))
+    assert len({out.untyped_storage().data_ptr() for out in outs}) == 3
+    outs = compiled(model, backend, numerics)(torch.ones(4, requires_grad=grad), torch.ones(4))
+    assert len({out.untyped_storage().data_ptr() for out in outs}) == 3
+    outs[0].detach().add_(1)
+    assert torch.equal(outs[1], torch.full((4,), 2.0)) and torch.equal(outs[2], torch.full((2, 2), 2.0))
+
+
+@both
+@levels
+def test_mutating_the_output_before_the_backward(backend, numerics):
+    """The host's result is saved for its own backward (tanh): the site's output must not be that tensor."""
+
+    def model(h, s):
+        return h.tanh() + (s - s.detach())
+
+    grads = []
+    for fn in (model, compiled(model, backend, numerics)):
+        h, s = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+        out = fn(h, s)
+        out.detach().fill_(-1)
+        out.sum().backward()
+        grads.append(h.grad)
+    torch.testing.assert_close(*grads)
+
+
+@both
+@levels
+def test_input_mutated_in_the_graph(backend, numerics):
+    def model(h, s):
+        out = h + (s - s.detach())
+        h.mul_(3)
+        return out, h + (s - s.detach())
+
+    h = torch.ones(4)
+    out, after = compiled(model, backend, numerics)(h, torch.ones(4))
+    assert torch.equal(out, torch.ones(4)) and torch.equal(h, torch.full((4,), 3.0)) and torch.equal(after, h)
+
+
+LAYOUTS = {
+    "channels_last_host": lambda h, s: (h.to(memory_format=torch.channels_last), s),
+    "channels_last_seed": lambda h, s: (h, s.to(memory_format=torch.channels_last)),
+    "both_channels_last": lambda h, s: (h.to(memory_format=torch.channels_last), s.to(memory_format=torch.channels_last)),
+    "permuted_host": lambda h, s: (h.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2), s),
+    "permuted_seed": lambda h, s: (h, s.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)),
+    "sliced_host": lambda h, s: (h.repeat(1, 2, 1, 1)[:, ::2], s),
+    "broadcast_seed": lambda h, s: (h, s[:, :, :1, :1]),
+    "broadcast_host": lambda h, s: (h[:, :, :1, :1], s),
+    "channels_last_broadcast_host": lambda h, s: (h[:1].to(memory_format=torch.channels_last), s),
+    "fewer_dimensions_host": lambda h, s: (h[0, 0], s),
+    "both_broadcast": lambda h, s: (h[:1], s[:, :1]),
+    "expanded_host": lambda h, s: (h[:, :1].expand(-1, 3, -1, -1), s),
+    "zero_size": lambda h, s: (h[:0], s[:0]),
+    "scalar_host": lambda h, s: (h[0, 0, 0, 0], s),
+    "scalar_seed": lambda h, s: (h, s[0, 0, 0, 0]),
+    "both_scalars": lambda h, s: (h[0, 0, 0, 0], s[0, 0, 0, 0]),
+}
+
+
+@both
+@levels
+@grads
+@pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(backend, numerics, grad, dynamic, layout):
+    """Given hosts and seeds of every layout, the result and the gradients have eager's values, shape and strides."""
+    if backend == "ste" and (dynamic or numerics == "algebraic"):
+        return  # the same rewrites on the same graphs: seen through the other backend
+    results = []
+
+    def model(h, s):
+        return h + (s - s.detach()), torch.sub(s, (s - h).detach())
+
+    for fn in (model, compiled(model, backend, numerics, dynamic=dynamic)):
+        generator = torch.Generator().manual_seed(1)
+        h, s = (torch.randint(-9, 9, (2, 3, 4, 5), generator=generator).float() for _ in range(2))
+        h, s = (t.detach().requires_grad_(grad) for t in LAYOUTS[layout](h, s))
+        outs = fn(h, s)
+        if grad:
+            sum((out * torch.arange(out.numel()).view(out.shape)).sum() for out in outs).backward()
+        results.append((*outs, *((h.grad, s.grad) if grad else ())))
+    for eager, ours in zip(*results):
+        assert torch.equal(eager, ours)
+        assert all(a == b for a, b, size in zip(eager.stride(), ours.stride(), eager.shape) if size > 1 and eager.numel())
