@@ -1,0 +1,71 @@
+"""Inductor's caches, across processes: the same passes at the same level hit, another level or an edited pass misses."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, os, sys, torch
+import ste_compile, ste_compile.passes
+from torch._dynamo.utils import counters
+assert ste_compile.__file__.startswith(sys.argv[2]), ste_compile.__file__
+fn = torch.compile(lambda h, s: (h + (s.sin() - s.sin().detach())).exp(), backend="ste", options={"numerics": sys.argv[1]})
+h, s = torch.ones(8, requires_grad=True), torch.ones(8, requires_grad=True)
+def run():
+    fn(h, s).sum().backward()
+    torch._dynamo.reset()
+    found = {name: [counters[group][f"{key}_hit"], counters[group][f"{key}_miss"]]
+             for name, group, key in (("fx", "inductor", "fxgraph_cache"), ("aot", "aot_autograd", "autograd_cache"))}
+    counters.clear()
+    return found
+print(json.dumps([run(), run()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy of the package, to be edited."""
+    root = tmp_path_factory.mktemp("package")
+    repository = pathlib.Path(__file__).parents[1]
+    shutil.copytree(repository / "ste_compile", root / "ste_compile")
+    shutil.copytree(repository / "passes", root / "ste_compile" / "passes")
+    shutil.copytree(next(p for p in _metadata()), root / "ste_compile-0.dist-info")
+    return root
+
+
+def _metadata():
+    import importlib.metadata
+
+    yield pathlib.Path(importlib.metadata.distribution("ste-compile")._path)
+
+
+@pytest.fixture(scope="module")
+def run(package, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(numerics):
+        env = dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(cache), PYTHONPATH=str(package), PYTHONSAFEPATH="1")
+        command = [sys.executable, "-c", SCRIPT, numerics, str(package)]
+        done = subprocess.run(command, env=env, cwd=package, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def test_caches(run, package):
+    """Given one cache directory: first a miss, then hits in the same process and in a new one; then another level misses, and
+    so does an edited pass."""
+    first, again = run("finite")
+    assert first["aot"] == [0, 1] and first["fx"][0] == 0
+    assert again["aot"] == [1, 0]
+    assert run("finite")[0]["aot"] == [1, 0]
+    assert run("exact")[0]["aot"] == [0, 1]
+    with open(package / "ste_compile" / "passes" / "cancel.py", "a") as source:
+        source.write("\n# edited\n")
+    assert run("finite")[0]["aot"] == [0, 1]

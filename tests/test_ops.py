@@ -1,0 +1,95 @@
+"""The fused operator and the oracle on their own."""
+
+import pytest
+import torch
+
+import ste_compile
+from ste_compile.ops import ORDERS, rounded, straight_through
+
+from .compare import assert_same_bits, hard_values
+
+EAGER = {
+    "v + (s - s)": lambda v, s: v + (s - s.detach()),
+    "(v - s) + s": lambda v, s: (v - s.detach()) + s,
+    "(v + s) - s": lambda v, s: (v + s) - s.detach(),
+}
+SHAPES = (((4, 3), (4, 3)), ((4, 3), (3,)), ((1, 3), (4, 1)), ((), (2,)))
+PAIRS = ((torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float64), (torch.int64, torch.float32))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+@pytest.mark.parametrize("cast", (False, True), ids=("own", "cast"))
+def test_value_and_gradients_are_the_eager_expression_s(order, shapes, dtypes, cast):
+    dtype = dtypes[0] if cast and dtypes[0].is_floating_point else None
+    results = []
+    for fn in (lambda v, s: straight_through(v, s, order, dtype), lambda v, s: EAGER[order](v, s.to(dtype or s.dtype))):
+        v, s = (torch.arange(1, 1 + torch.Size(z).numel()).view(z).to(d) for z, d in zip(shapes, dtypes))
+        leaves = [t.requires_grad_() for t in (v, s) if t.is_floating_point()]
+        out = fn(v, s)
+        out.backward(torch.arange(out.numel()).view(out.shape).to(out.dtype))
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, eager in zip(*results, strict=True):
+        assert_same_bits(ours, eager)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_opcheck(order, shapes):
+    v, s = (torch.randn(z, requires_grad=True) for z in shapes)
+    torch.library.opcheck(straight_through, (v, s, order))
+    torch.library.opcheck(straight_through, (v.detach().bfloat16().requires_grad_(), s, order, torch.bfloat16))
+    torch.library.opcheck(rounded, (v,))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shapes", SHAPES[:3], ids=str)
+@pytest.mark.parametrize("pair", ("f16 f32", "bf16 f32", "f32 bf16", "f16 bf16", "i64 bf16", "f64 f16"))
+def test_the_lowering_has_the_eager_kernel_s_bits(order, shapes, pair):
+    names = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64, "i64": torch.int64}
+    generator = torch.Generator().manual_seed(0)
+    v, s = (
+        torch.randint(-999, 999, z, generator=generator) if d == "i64" else hard_values(names[d], z, generator)
+        for z, d in zip(shapes, pair.split())
+    )
+    for dtype in (None, torch.float16, torch.bfloat16):
+        torch._dynamo.reset()
+        fn = torch.compile(lambda v, s, dtype=dtype: straight_through(v, s, order, dtype), backend="ste")
+        assert_same_bits(fn(v, s), straight_through(v, s, order, dtype))
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(ValueError, match=r"order='s \+ v' is not known; allowed: 'v \+ \(s - s\)'"):
+        straight_through(torch.ones(1), torch.ones(1), "s + v")
+
+
+def test_oracle_casts_the_seed_and_keeps_the_host_s_dtype():
+    host = torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    seed = torch.randn(3, requires_grad=True)
+    out = ste_compile.ste_forward(host, seed)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, host)
+    out.backward(torch.ones_like(out))
+    assert seed.grad.dtype == torch.float32 and torch.equal(seed.grad, torch.full((3,), 4.0))
+
+
+@pytest.mark.parametrize(
+    ("host", "seed", "error", "message"),
+    (
+        (1.0, torch.ones(1), TypeError, "host must be a tensor, got float"),
+        (torch.ones(1), None, TypeError, "seed must be a tensor, got NoneType"),
+        (torch.ones(2, dtype=torch.int32), torch.ones(2), TypeError, r"host must be floating point or complex, got host: \(2,\) torch.int32 on cpu, seed: \(2,\) torch.float32 on cpu"),
+        (torch.ones(2), torch.ones(2, device="meta"), ValueError, r"one device, got host: \(2,\) torch.float32 on cpu, seed: .* on meta"),
+        (torch.ones(4, 2), torch.ones(4), ValueError, r"must broadcast, got host: \(4, 2\) torch.float32 on cpu, seed: \(4,\) torch.float32"),
+    ),
+)  # fmt: skip
+def test_oracle_names_what_is_wrong(host, seed, error, message):
+    with pytest.raises(error, match=message):
+        ste_compile.ste_forward(host, seed)
+
+
+def test_oracle_compiles_whole_with_dynamic_shapes():
+    fn = torch.compile(ste_compile.ste_forward, backend="ste_aot_eager", fullgraph=True, dynamic=True)
+    for n in (3, 5, 8):
+        host, seed = torch.randn(n, 4), torch.randn(n, 1)
+        assert torch.equal(fn(host, seed), host)

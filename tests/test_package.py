@@ -1,0 +1,45 @@
+"""The package as it is read and shipped."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import pkgutil
+
+import pytest
+
+import ste_compile
+
+ROOT = pathlib.Path(__file__).parents[1]
+PRIVATE = ("torch._inductor", "torch._functorch", "torch._dynamo", "torch._logging", "torch._subclasses", "torch._guards", "torch._C")
+SOURCES = [*(ROOT / "ste_compile").glob("*.py"), *(ROOT / "passes").glob("*.py"), *(ROOT / "examples").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_only_one_file_imports_private_torch_modules(path):
+    if path.name == "_torch.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) and node.module else []
+        assert not [name for name in names if name.startswith(PRIVATE)], path
+
+
+MODULES = [m.name for package in (ste_compile, importlib.import_module("ste_compile.passes"))
+           for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if not m.name.endswith("__main__")]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_run(name):
+    import torch
+
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs={"torch": torch})
+    assert not failed
+
+
+def test_public_names_have_docstrings_with_an_example():
+    for name in ("backend", "inductor_options", "ste_forward"):
+        assert ">>>" in getattr(ste_compile, name).__doc__
+    for name in importlib.import_module("ste_compile.passes").__all__:
+        assert getattr(importlib.import_module("ste_compile.passes"), name).__doc__
