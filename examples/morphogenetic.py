@@ -1,8 +1,8 @@
 """Train a small CNN host with incubating seeds on handwritten digits, and see what the seeds cost.
 
 A seed is a new module that learns beside a running host without changing what the host computes: it reads a detached copy of an
-activation and joins through a straight-through estimator, `host + (seed - seed.detach())`. Contestants: eager, stock torch.compile,
-ste-compile at each level, and the host without seeds, which is the limit.
+activation and joins through a straight-through estimator, `host + (seed - seed.detach())`. Contestants: eager, stock
+torch.compile, ste-compile at each level, and the host without seeds, which is the limit.
 
     python examples/morphogenetic.py            # under 3 minutes on two cores; on CUDA where there is one
 """
@@ -64,8 +64,8 @@ NAMES = ("conv", "norm", "bottleneck", "conv")
 
 
 class Host(nn.Module):
-    """Five residual blocks on 16x16 images; the first `seeds` of them carry a seed. (The last carries none: the host alone would not
-    keep its result for the backward, so a seed that reads it would have to save it.)"""
+    """Five residual blocks on 16x16 images; the first `seeds` of them carry a seed. (The last carries none: the host alone
+    would not keep its result for the backward, so a seed that reads it would have to save it.)"""
 
     def __init__(self, seeds: int) -> None:
         super().__init__()
@@ -217,9 +217,23 @@ def check(contestants: list[Contestant]) -> None:
 def table(seeds: int, contestants: list[Contestant]) -> Table:
     eager, stock, host = contestants[0], contestants[1], contestants[-1]
     title = f"{seeds} seed(s): {', '.join(NAMES[:seeds])}"
-    caption = "times: medians of interleaved runs; saved: bytes kept for the backward; gradients: distance from eager's, first step"
+    caption = (
+        "times: medians of interleaved runs; saved: bytes kept for the backward; gradients: distance from eager's, first step"
+    )
     result = Table(title=title, title_justify="left", caption=caption, box=rich.box.SIMPLE)
-    for heading in ("", "accuracy", "step ms", "/stock", "infer ms", "/host", "saved MiB", "cancelled", "fused", "loss", "gradients"):
+    for heading in (
+        "",
+        "accuracy",
+        "step ms",
+        "/stock",
+        "infer ms",
+        "/host",
+        "saved MiB",
+        "cancelled",
+        "fused",
+        "loss",
+        "gradients",
+    ):
         result.add_column(heading, justify="right" if heading else "left")
     for c in contestants:
         step, inference = statistics.median(c.steps), statistics.median(c.inferences)

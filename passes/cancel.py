@@ -50,4 +50,7 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outc
                 outcomes.append(Outcome(site.root, "cancelled", f"permitted by numerics={numerics!r}"))
             except Refused as refusal:
                 outcomes.append(Outcome(site.root, "left", str(refusal)))
+            except Exception as error:
+                error.add_note(f"at the site {site.root.format_node()}")
+                raise
     return outcomes[::-1]

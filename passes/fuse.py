@@ -5,16 +5,15 @@
     %add = aten.add(%host, %sub)                                                             "v + (s - s)", bfloat16)
 
 Inductor computes 16-bit arithmetic in fp32 and rounds when it stores, so `x + (q - x)` loses a rounding and an fp16 cast its
-overflow. `tag` runs where the markers still are (joint or inference graph); `fuse` where the graph has been partitioned, because a
-custom operator is opaque to the min-cut partitioner, which would then save more. The tag travels in `node.meta`.
+overflow. `tag` runs where the markers still are (joint or inference graph); `fuse` where the graph has been partitioned,
+because a custom operator is opaque to the min-cut partitioner, which would then save more. The tag travels in `node.meta`.
 
-A site in none of the operator's three orders keeps its nodes, each followed by `ste_compile.rounded`, which rounds and is then fused
-away like any other pointwise operator.
+A site in none of the operator's three orders keeps its nodes, each followed by `ste_compile.rounded`, which rounds and is then
+fused away like any other pointwise operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,20 +42,27 @@ def tag(site: Site) -> None:
 def fuse(graph: Graph) -> list[Outcome]:
     """Rewrite, in place, every tagged site of a post-grad graph; returns an outcome for each, in graph order.
 
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> from ste_compile.passes import recognise, tag
-        >>> fn = lambda x, q: x + (q - x).detach()
-        >>> graph = make_fx(fn, tracing_mode="fake")(torch.ones(2).half(), torch.ones(2).half()).graph
-        >>> for site in recognise(graph):
-        ...     tag(site)
-        >>> [(outcome.root.name, outcome.action, outcome.root.args[2]) for outcome in fuse(graph)]
-        [('straight_through', 'fused', '(v - s) + s')]
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> from ste_compile.passes import recognise, tag
+    >>> fn = lambda x, q: x + (q - x).detach()
+    >>> graph = make_fx(fn, tracing_mode="fake")(torch.ones(2).half(), torch.ones(2).half()).graph
+    >>> for site in recognise(graph):
+    ...     tag(site)
+    >>> [(outcome.root.name, outcome.action, outcome.root.args[2]) for outcome in fuse(graph)]
+    [('straight_through', 'fused', '(v - s) + s')]
     """
     roots = [node for node in graph.nodes if TAG in node.meta]
     if not roots:
         return []
     values = number_values(graph)
-    return [_fuse_one(graph, root, match_order(root, values)) for root in reversed(roots)][::-1]
+    outcomes = []
+    for root in reversed(roots):
+        try:
+            outcomes.append(_fuse_one(graph, root, match_order(root, values)))
+        except Exception as error:
+            error.add_note(f"at the site {root.format_node()}")
+            raise
+    return outcomes[::-1]
 
 
 def _fuse_one(graph: Graph, root: Node, match: tuple[str, Node, Node] | None) -> Outcome:
@@ -101,7 +107,8 @@ def _ahead_of_last_cast(graph: Graph, root: Node, surrogate: Node, casts: list[t
 
 
 def _promotes_alike(value: Node, surrogate: Node) -> bool:
-    """Whether promotion rounds both operands to one dtype. A 0-dim operand of another dtype is not rounded (eager's CPU kernels)."""
+    """Whether promotion rounds both operands to one dtype. A 0-dim operand of another dtype is not rounded (eager's CPU
+    kernels)."""
     left, right = tensor(value), tensor(surrogate)
     return (left.ndim > 0) == (right.ndim > 0) or left.dtype == right.dtype
 

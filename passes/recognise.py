@@ -17,7 +17,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from .linear_form import LIMIT, Form, Term, addends, atom, combine
-from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates, number_values, tensor, without_markers
+from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates, number_values, without_markers
 
 # A zero stays a zero through these, if what scales it is finite: the argument that may be the zero.
 ZERO_THROUGH = {
@@ -35,8 +35,8 @@ class Site:
     `root` holds its result; `value` is the node (or Python number) the result keeps, negated where `negated`, and None where no
     node of the graph holds it; `surrogates` are the cancelled terms; `needs` is the least level that may remove them, "finite" or
     "algebraic"; `order` is the
-    IEEE arithmetic, one of "v + (s - s)", "(v - s) + s" and "(v + s) - s", or None for another arithmetic; `tree` are the nodes of that arithmetic, root first;
-    `refusal` says why the site must be left as it is, and is empty where it need not be."""
+    IEEE arithmetic, one of "v + (s - s)", "(v - s) + s" and "(v + s) - s", or None for another arithmetic; `tree` are the nodes
+    of that arithmetic, root first; `refusal` says why the site must be left as it is, and is empty where it need not be."""
 
     root: Node
     value: Any
@@ -184,7 +184,7 @@ def _holder(walk: _Walk, root: Node, residual: Form) -> tuple[Any, bool]:
     queue = [argument for _, argument in addends(root)]
     for argument in queue:  # grows as it is walked: nearest first
         have = walk.form(argument).totals()
-        if have == wanted or have == opposite:
+        if have in (wanted, opposite):
             return without_markers(argument), have != wanted
         if argument in walk.forms and len(queue) < 4 * LIMIT:
             queue += [below for _, below in addends(argument)]
@@ -192,8 +192,8 @@ def _holder(walk: _Walk, root: Node, residual: Form) -> tuple[Any, bool]:
 
 
 def match_order(root: Node, values: Values) -> tuple[str, Node, Node] | None:
-    """(order, value, surrogate) where the arithmetic of `root` is one of the three, markers aside. It needs no markers, so it also
-    reads post-grad graphs, which have lost them."""
+    """(order, value, surrogate) where the arithmetic of `root` is one of the three, markers aside. It needs no markers, so it
+    also reads post-grad graphs, which have lost them."""
     number = values.number
     for (sign, outer), (inner_sign, inner) in _operands(root):
         for (c, a), (d, b) in _operands(inner):

@@ -1,8 +1,8 @@
 """Put a value in the place of a node, and change nothing else that anyone could see.
 
 The stand-in has the dtype, shape and strides of the node it replaces, and where that node is an output of the graph the
-stand-in shares no memory with an input or another output: `out = f(h, s); out.add_(1)` must not change `h`. The rule and its reason
-are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`).
+stand-in shares no memory with an input or another output: `out = f(h, s); out.add_(1)` must not change `h`. The rule and its
+reason are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .values import aten, is_backward, is_pure, prims, tensor
-
 
 TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
 
@@ -39,7 +38,7 @@ def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = Fal
     before = root.prev
     try:
         stand_in = _stand_in(graph, root, value, negated)
-    except Refused:
+    except BaseException:
         while root.prev is not before:
             graph.erase_node(root.prev)
         raise
@@ -80,15 +79,15 @@ def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Node:
     if not _same_strides(tensor(value), want):
         value = _restride(graph, root, value)
     elif not fresh and _would_alias(graph, root, value):
-        # Not a clone: Inductor drops clones that look like no-ops, so that even `return h.clone(), h.clone()` shares memory (2.13).
-        # Adding 0 also turns -0 to 0, as eager's `v + (s - s)` does.
+        # Not a clone: Inductor drops clones that look like no-ops, so that even `return h.clone(), h.clone()` shares memory
+        # (2.13). Adding 0 also turns -0 to 0, as eager's `v + (s - s)` does.
         value = emit(graph, root, aten.add.Scalar, (value, 0))
     return value
 
 
 def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | None = None, *, like: Node | None = None) -> Node:
-    """A new node ahead of `before`, with the metadata (source, recompute and partitioner tags) of `like`, which is `before` unless
-    given, and a fake value of its own."""
+    """A new node ahead of `before`, with the metadata (source, recompute and partitioner tags) of `like`, which is `before`
+    unless given, and a fake value of its own."""
     with graph.inserting_before(before):
         node = graph.create_node("call_function", target, args, kwargs or {}, name=target._schema.name.split("::")[1])
     like = like or before

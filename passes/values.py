@@ -102,7 +102,9 @@ class Values:
         elif is_pure(node):
             self.number[node] = self.intern(self._key(node, self.number))
             self.spelling[node] = self.intern(self._key(node, self.spelling))
-            if _is_literal(node) or (node.op != "get_attr" and self._constant.issuperset(map(self.spelling.get, node.all_input_nodes))):
+            if _is_literal(node) or (
+                node.op != "get_attr" and self._constant.issuperset(map(self.spelling.get, node.all_input_nodes))
+            ):
                 self._constant.add(self.spelling[node])
         else:
             self.number[node] = self.spelling[node] = self.intern(("node", node.name))

@@ -1,7 +1,7 @@
 """ste-compile: straight-through estimators that cost nothing they need not.
 
-    torch.compile(model, backend="ste")                             # "exact": bit for bit eager
-    torch.compile(model, backend="ste", options={"numerics": "finite"})
+torch.compile(model, backend="ste")                             # "exact": bit for bit eager
+torch.compile(model, backend="ste", options={"numerics": "finite"})
 """
 
 from .backends import backend, inductor_options

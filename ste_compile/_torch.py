@@ -38,8 +38,8 @@ def inductor_ir() -> tuple[Any, Any, Any, Any]:
 
 
 def is_stored(x: Any) -> bool:
-    """Whether an Inductor value is read from memory for certain: a graph input, or the result of a kernel that is not generated and
-    so not fused. Any other buffer may reach its reader in a register."""
+    """Whether an Inductor value is read from memory for certain: a graph input, or the result of a kernel that is not generated
+    and so not fused. Any other buffer may reach its reader in a register."""
     from torch._inductor import ir
 
     while isinstance(x, (ir.TensorBox, ir.StorageBox, ir.BaseView)):

@@ -51,7 +51,8 @@ def _guarded(run: Callable[..., None], graph: Graph, *args: Any) -> None:
     except Exception as error:
         if os.environ.get("STE_COMPILE_STRICT") == "1":
             raise
-        warnings.warn(f"ste_compile: {run.__name__} failed and was skipped: {error!r}", stacklevel=2)
+        where = " ".join(getattr(error, "__notes__", []))
+        warnings.warn(f"ste_compile: {run.__name__} failed and was skipped: {error!r} {where}", stacklevel=2)
 
 
 class JointPass(_torch.CustomGraphPass):
@@ -189,7 +190,9 @@ def ste_algebraic(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any)
 def _named(numerics: Numerics, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
     asked = (kwargs.get("options") or {}).get("numerics", numerics)
     if asked != numerics:
-        raise ValueError(f"backend='ste_{numerics}' has a level of its own; options={{'numerics': {asked!r}}} needs backend='ste'")
+        raise ValueError(
+            f"backend='ste_{numerics}' has a level of its own; options={{'numerics': {asked!r}}} needs backend='ste'"
+        )
     return Backend(numerics)(gm, example_inputs, **kwargs)
 
 

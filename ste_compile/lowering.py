@@ -1,9 +1,9 @@
 """How Inductor computes the fused operator: one `Pointwise`, rounding where eager rounds.
 
 Inductor holds 16-bit values in fp32 registers and rounds at a store. Here every operand counts as rounded to its own dtype, and
-every intermediate is rounded to the dtype eager would give it, except where that can be seen to change nothing: a buffer no kernel can be
-fused with was stored and so is rounded, `s - s` is 0 or NaN, and `v + 0` is on v's grid. The seed is read in its own dtype, so no
-cast copy, no difference and no buffer exists beside the result.
+every intermediate is rounded to the dtype eager would give it, except where that can be seen to change nothing: a buffer no
+kernel can be fused with was stored and so is rounded, `s - s` is 0 or NaN, and `v + 0` is on v's grid. The seed is read in its
+own dtype, so no cast copy, no difference and no buffer exists beside the result.
 """
 
 from __future__ import annotations

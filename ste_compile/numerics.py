@@ -6,8 +6,8 @@
 | `finite` | `==` eager's wherever every cancelled term is finite after its cast | surrogates that cancel exactly, `t - t'` |
 | `algebraic` | the value the estimator stands for, no further from eager's than eager's own rounding | also `x + (q - x)'` |
 
-Gradients follow from the same formulas at every level. (A NaN is a NaN: IEEE 754 leaves its sign and payload open, and so do eager's
-vectorised kernels.)
+Gradients follow from the same formulas at every level. (A NaN is a NaN: IEEE 754 leaves its sign and payload open, and so do
+eager's vectorised kernels.)
 """
 
 from __future__ import annotations

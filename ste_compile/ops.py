@@ -1,8 +1,8 @@
 """The fused operator: a straight-through site as one value, with the rounding of eager's three kernels.
 
 `ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
-s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor would
-hand on an fp32 register. The passes insert both after autograd; importing this module registers them and nothing else.
+s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor
+would hand on an fp32 register. The passes insert both after autograd; importing this module registers them and nothing else.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -10,9 +9,9 @@ def ste_forward(host: Tensor, seed: Tensor) -> Tensor:
     """The host's value, with the seed's gradient beside the host's: `host + (seed - seed.detach())`.
 
     The seed is first cast to the host's dtype, and that cast is required: without it promotion would return the wider dtype and
-    the layers after it, under autocast, would run on another dtype than with the host alone. What it costs in eager: one tensor of the seed's
-    shape for the cast, one for the difference and one for the sum, with three kernels, for a value that equals `host`. That cost
-    is what `torch.compile(model, backend="ste")` takes away.
+    the layers after it, under autocast, would run on another dtype than with the host alone. What it costs in eager: one tensor
+    of the seed's shape for the cast, one for the difference and one for the sum, with three kernels, for a value that equals
+    `host`. That cost is what `torch.compile(model, backend="ste")` takes away.
 
     Args:
         host: any shape `H`; floating point or complex.

@@ -18,7 +18,9 @@ def same_bits(ours: Tensor, eager: Tensor) -> Tensor:
 
 
 def assert_same_bits(ours: Tensor, eager: Tensor, what: str = "") -> None:
-    assert ours.dtype == eager.dtype and ours.shape == eager.shape, f"{what}: {ours.dtype}{ours.shape}, {eager.dtype}{eager.shape}"
+    assert ours.dtype == eager.dtype and ours.shape == eager.shape, (
+        f"{what}: {ours.dtype}{ours.shape}, {eager.dtype}{eager.shape}"
+    )
     wrong = ~same_bits(ours, eager)
     at = wrong.flatten().nonzero().flatten()[:3]
     assert not wrong.any(), f"{what}: {wrong.sum()} elements differ: {ours.flatten()[at]} is not eager's {eager.flatten()[at]}"
@@ -35,7 +37,9 @@ def hard_values(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Gen
     size = torch.Size(shape).numel()
     values = torch.randn(size, generator=generator, dtype=torch.float64)
     values *= 10.0 ** torch.randint(-6, 7, (size,), generator=generator)
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e30, -1e30, 65504.0, 65520.0, 1e-30, -1e-8, 3.3961e38])
+    special = torch.tensor(
+        [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e30, -1e30, 65504.0, 65520.0, 1e-30, -1e-8, 3.3961e38]
+    )
     where = torch.rand(size, generator=generator) < 0.3
     drawn = special[torch.randint(len(special), (size,), generator=generator)].double()
     return torch.where(where, drawn, values).to(dtype).view(shape)

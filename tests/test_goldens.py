@@ -41,7 +41,9 @@ def test_every_spelling_has_a_golden():
 
 
 def test_seed():
-    expect(golden("seed"), """\
+    expect(
+        golden("seed"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -73,11 +75,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
 out straight_through
-""")
+""",
+    )
 
 
 def test_seed_commuted():
-    expect(golden("seed_commuted"), """\
+    expect(
+        golden("seed_commuted"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -109,11 +114,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
 out straight_through
-""")
+""",
+    )
 
 
 def test_seed_subtracted():
-    expect(golden("seed_subtracted"), """\
+    expect(
+        golden("seed_subtracted"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -151,11 +159,14 @@ sub: f32[4, 3] = sub(primals_1, primals_1)
 rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 sub_1: f32[4, 3] = sub(rounded, sub)
 out sub_1
-""")
+""",
+    )
 
 
 def test_seed_data():
-    expect(golden("seed_data"), """\
+    expect(
+        golden("seed_data"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -187,11 +198,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_before_detach():
-    expect(golden("cast_before_detach"), """\
+    expect(
+        golden("cast_before_detach"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
@@ -227,11 +241,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: bf16[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)', bfloat16)
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_after_detach():
-    expect(golden("cast_after_detach"), """\
+    expect(
+        golden("cast_after_detach"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
@@ -267,11 +284,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: bf16[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)', bfloat16)
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_type_as():
-    expect(golden("cast_type_as"), """\
+    expect(
+        golden("cast_type_as"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
@@ -307,11 +327,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: bf16[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)', bfloat16)
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_float():
-    expect(golden("cast_float"), """\
+    expect(
+        golden("cast_float"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -343,11 +366,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_bfloat16():
-    expect(golden("cast_bfloat16"), """\
+    expect(
+        golden("cast_bfloat16"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
@@ -383,11 +409,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: bf16[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)', bfloat16)
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_double():
-    expect(golden("cast_double"), """\
+    expect(
+        golden("cast_double"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
@@ -430,11 +459,14 @@ in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 convert_element_type: f16[4, 3] = prims.convert_element_type(primals_1, float16)
 straight_through: bf16[4, 3] = ste_compile.straight_through(primals_2, convert_element_type, 'v + (s - s)', bfloat16)
 out straight_through
-""")
+""",
+    )
 
 
 def test_cast_difference():
-    expect(golden("cast_difference"), """\
+    expect(
+        golden("cast_difference"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
@@ -473,11 +505,14 @@ rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 add: bf16[4, 3] = add(rounded, rounded_2)
 rounded_1: bf16[4, 3] = ste_compile.rounded(add)
 out rounded_1
-""")
+""",
+    )
 
 
 def test_vq():
-    expect(golden("vq"), """\
+    expect(
+        golden("vq"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -507,11 +542,14 @@ post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v - s) + s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_vq_commuted():
-    expect(golden("vq_commuted"), """\
+    expect(
+        golden("vq_commuted"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -541,11 +579,14 @@ post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v - s) + s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_vq_subtracted():
-    expect(golden("vq_subtracted"), """\
+    expect(
+        golden("vq_subtracted"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -577,11 +618,14 @@ rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 sub: f32[4, 3] = sub(primals_1, rounded)
 sub_1: f32[4, 3] = sub(primals_1, sub)
 out sub_1
-""")
+""",
+    )
 
 
 def test_gumbel():
-    expect(golden("gumbel"), """\
+    expect(
+        golden("gumbel"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -613,11 +657,14 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, '(v - s) + s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_gumbel_parentheses():
-    expect(golden("gumbel_parentheses"), """\
+    expect(
+        golden("gumbel_parentheses"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -647,11 +694,14 @@ post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v - s) + s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_five_term():
-    expect(golden("five_term"), """\
+    expect(
+        golden("five_term"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -683,11 +733,14 @@ post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v - s) + s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_trailing():
-    expect(golden("trailing"), """\
+    expect(
+        golden("trailing"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -719,11 +772,14 @@ post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v + s) - s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_trailing_detached():
-    expect(golden("trailing_detached"), """\
+    expect(
+        golden("trailing_detached"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -755,11 +811,14 @@ post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v + s) - s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_clip():
-    expect(golden("clip"), """\
+    expect(
+        golden("clip"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
@@ -800,11 +859,14 @@ clamp_min: f32[4, 3] = clamp_min(primals_1, -1)
 clamp_max: f32[4, 3] = clamp_max(clamp_min, 1)
 straight_through: f32[4, 3] = ste_compile.straight_through(clamp_max, primals_1, 'v + (s - s)')
 out straight_through
-""")
+""",
+    )
 
 
 def test_gradient_scale():
-    expect(golden("gradient_scale"), """\
+    expect(
+        golden("gradient_scale"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
@@ -841,11 +903,14 @@ in primals_1: f32[4, 3]
 mul: f32[4, 3] = mul(primals_1, 0.3)
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, mul, '(v - s) + s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_blend():
-    expect(golden("blend"), """\
+    expect(
+        golden("blend"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
@@ -883,11 +948,14 @@ sub: f32[4, 3] = sub(primals_1, primals_1)
 mul: f32[4, 3] = mul(sub, 0.3)
 add: f32[4, 3] = add(primals_1, mul)
 out add
-""")
+""",
+    )
 
 
 def test_blend_tensor():
-    expect(golden("blend_tensor"), """\
+    expect(
+        golden("blend_tensor"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -932,11 +1000,14 @@ rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 mul: f32[4, 3] = mul(sub, rounded)
 add: f32[4, 3] = add(primals_1, mul)
 out add, primals_1, primals_2
-""")
+""",
+    )
 
 
 def test_nested():
-    expect(golden("nested"), """\
+    expect(
+        golden("nested"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -979,11 +1050,14 @@ in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 straight_through: f32[4, 3] = ste_compile.straight_through(primals_1, primals_2, '(v - s) + s')
 mul: f32[4, 3] = mul(primals_2, straight_through)
 out mul, primals_1, primals_2
-""")
+""",
+    )
 
 
 def test_alpha():
-    expect(golden("alpha"), """\
+    expect(
+        golden("alpha"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -1018,11 +1092,14 @@ in primals_1: bf16[4, 3], primals_2: f32[4, 3]
 add: f32[4, 3] = add(primals_1, primals_2, alpha=2)
 sub: f32[4, 3] = sub(add, primals_2, alpha=2)
 out sub
-""")
+""",
+    )
 
 
 def test_in_place():
-    expect(golden("in_place"), """\
+    expect(
+        golden("in_place"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1070,11 +1147,14 @@ in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 convert_element_type_default: f32[4, 3] = prims.convert_element_type(primals_2, float32)
 straight_through: f32[4, 3] = ste_compile.straight_through(convert_element_type_default, primals_1, '(v + s) - s')
 out straight_through
-""")
+""",
+    )
 
 
 def test_negated():
-    expect(golden("negated"), """\
+    expect(
+        golden("negated"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1115,11 +1195,14 @@ neg: f32[4, 3] = neg(sub)
 rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 add: f32[4, 3] = add(neg, rounded)
 out add
-""")
+""",
+    )
 
 
 def test_value_subtracted():
-    expect(golden("value_subtracted"), """\
+    expect(
+        golden("value_subtracted"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1157,11 +1240,14 @@ sub: f32[4, 3] = sub(primals_1, primals_1)
 rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 sub_1: f32[4, 3] = sub(sub, rounded)
 out sub_1
-""")
+""",
+    )
 
 
 def test_python_scalar():
-    expect(golden("python_scalar"), """\
+    expect(
+        golden("python_scalar"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1204,11 +1290,14 @@ rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
 mul: f32[4, 3] = mul(sub, rounded)
 add: f32[4, 3] = add(mul, 1.0)
 out add, primals_1, primals_2
-""")
+""",
+    )
 
 
 def test_python_scalar_reassociated():
-    expect(golden("python_scalar_reassociated"), """\
+    expect(
+        golden("python_scalar_reassociated"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
@@ -1239,11 +1328,14 @@ in primals_1: f32[4, 3]
 sub: f32[4, 3] = sub(0.1, primals_1)
 add: f32[4, 3] = add(sub, primals_1)
 out add
-""")
+""",
+    )
 
 
 def test_two_seeds():
-    expect(golden("two_seeds"), """\
+    expect(
+        golden("two_seeds"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1301,11 +1393,14 @@ straight_through_1: f32[4, 3] = ste_compile.straight_through(primals_2, primals_
 tanh: f32[4, 3] = tanh(primals_1)
 straight_through: f32[4, 3] = ste_compile.straight_through(straight_through_1, tanh, 'v + (s - s)')
 out straight_through, primals_1
-""")
+""",
+    )
 
 
 def test_two_surrogates():
-    expect(golden("two_surrogates"), """\
+    expect(
+        golden("two_surrogates"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -1358,11 +1453,14 @@ add_1: f32[4, 3] = add(add, sin)
 sub: f32[4, 3] = sub(add_1, primals_2)
 sub_1: f32[4, 3] = sub(sub, sin)
 out sub_1, primals_2
-""")
+""",
+    )
 
 
 def test_site_of_site():
-    expect(golden("site_of_site"), """\
+    expect(
+        golden("site_of_site"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1409,4 +1507,5 @@ sin: f32[4, 3] = sin(primals_1)
 straight_through_1: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
 straight_through: f32[4, 3] = ste_compile.straight_through(straight_through_1, sin, '(v - s) + s')
 out straight_through, primals_1
-""")
+""",
+    )

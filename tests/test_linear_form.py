@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ste_compile.passes import number_values, recognise
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile.backends import run_joint, run_post_grad
-from ste_compile.passes import number_values, recognise
 
 LEAVES = ("a", "b", "c")
 expressions = st.recursive(

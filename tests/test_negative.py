@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from ste_compile.passes import recognise
 
 from .graphs import captured, show

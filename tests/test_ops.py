@@ -14,7 +14,12 @@ EAGER = {
     "(v + s) - s": lambda v, s: (v + s) - s.detach(),
 }
 SHAPES = (((4, 3), (4, 3)), ((4, 3), (3,)), ((1, 3), (4, 1)), ((), (2,)))
-PAIRS = ((torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float64), (torch.int64, torch.float32))
+PAIRS = (
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float64),
+    (torch.int64, torch.float32),
+)
 
 
 @pytest.mark.parametrize("order", ORDERS)

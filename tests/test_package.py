@@ -11,7 +11,15 @@ import pytest
 import ste_compile
 
 ROOT = pathlib.Path(__file__).parents[1]
-PRIVATE = ("torch._inductor", "torch._functorch", "torch._dynamo", "torch._logging", "torch._subclasses", "torch._guards", "torch._C")
+PRIVATE = (
+    "torch._inductor",
+    "torch._functorch",
+    "torch._dynamo",
+    "torch._logging",
+    "torch._subclasses",
+    "torch._guards",
+    "torch._C",
+)
 SOURCES = [*(ROOT / "ste_compile").glob("*.py"), *(ROOT / "passes").glob("*.py"), *(ROOT / "examples").glob("*.py")]
 
 

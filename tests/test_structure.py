@@ -137,7 +137,9 @@ def test_random_nodes_and_buffer_updates_of_a_cancelled_surrogate_stay():
     seed = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.Dropout(0.5))
     h = torch.randn(2, WIDTH, 4, 4)
     reference = [buffer.clone() for buffer in seed.buffers()]
-    compiled = torch.compile(lambda h: ste_compile.ste_forward(h, seed(h)), backend="ste_aot_eager", options={"numerics": "finite"})
+    compiled = torch.compile(
+        lambda h: ste_compile.ste_forward(h, seed(h)), backend="ste_aot_eager", options={"numerics": "finite"}
+    )
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert torch.equal(compiled(h), h)
