@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -20,20 +21,35 @@ SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", tor
 
 
 def show(graph: Graph) -> str:
-    """One line a node: `name: dtype[shape] = op(args)`; placeholders and the output in one line each."""
+    """One line a node: `name: dtype[shape] = op(args)`; placeholders and the output in one line each. Nodes are named after their
+    operators, in order: torch's own names tell of nodes that are gone, and differ between versions."""
+    names: dict[torch.fx.Node, str] = {}
+    seen: collections.Counter[str] = collections.Counter()
+
+    def argument(value: Any) -> str:
+        value = torch.fx.map_arg(value, lambda node: _Name(names[node]))
+        return repr(value) if isinstance(value, str) else str(value).removeprefix("torch.")
+
     lines = ["in " + ", ".join(f"{n.name}: {_type(n)}" for n in graph.nodes if n.op == "placeholder")]
     for node in graph.nodes:
-        if node.op not in ("placeholder", "output"):
-            target = str(node.target) if node.op == "call_function" else f"get_attr {node.target}"
-            target = target.removeprefix("aten.").removesuffix(".default").removesuffix(".Tensor")
-            arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
-            lines.append(f"{node.name}: {_type(node)} = {target}({', '.join(arguments)})")
+        if node.op in ("placeholder", "output"):
+            names[node] = node.name
+            continue
+        target = getattr(node.target, "__name__", str(node.target)) if "builtin" in str(node.target) else str(node.target)
+        target = target.removeprefix("aten.").removesuffix(".default").removesuffix(".Tensor")
+        base = target.removeprefix("prims.").removeprefix("ste_compile.").split(".")[0]
+        names[node] = f"{base}_{seen[base]}" if seen[base] else base
+        seen[base] += 1
+        arguments = [*map(argument, node.args), *(f"{k}={argument(v)}" for k, v in node.kwargs.items())]
+        lines.append(f"{names[node]}: {_type(node)} = {target}({', '.join(arguments)})")
     outputs = torch.utils._pytree.tree_leaves(graph.output_node().args)
-    return "\n".join([*lines, "out " + ", ".join(map(_argument, outputs))])
+    return "\n".join([*lines, "out " + ", ".join(map(argument, outputs))])
 
 
-def _argument(argument: Any) -> str:
-    return repr(argument) if isinstance(argument, str) else str(argument).removeprefix("torch.")
+class _Name(str):
+    """A node's name: printed bare, where a string argument is printed in quotes."""
+
+    __repr__ = str.__str__
 
 
 def _type(node: torch.fx.Node) -> str:

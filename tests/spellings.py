@@ -20,7 +20,7 @@ class Spelling:
 
 
 def _add_inplace(v: Tensor, s: Tensor) -> Tensor:
-    out = (v + 0 * s).clone()
+    out = v.to(torch.promote_types(v.dtype, s.dtype), copy=True)
     out.add_(s).sub_(s.detach())
     return out
 
@@ -51,7 +51,7 @@ SPELLINGS = [
     Spelling("blend_tensor", lambda v, x: x.detach() + (x - x.detach()) * v, "finite", lambda v, x: x),
     Spelling("nested", lambda mask, x: x * (mask.detach() - x.detach() + x), "algebraic", lambda mask, x: x * mask),
     Spelling("alpha", lambda v, s: torch.sub(torch.add(v, s, alpha=2), s.detach(), alpha=2), "algebraic"),
-    Spelling("in_place", _add_inplace, "algebraic", lambda v, s: v + 0 * s),
+    Spelling("in_place", _add_inplace, "algebraic"),
     Spelling("negated", lambda v, s: -(s.detach() - s) + v, "finite"),
     Spelling("value_subtracted", lambda v, s: (s - s.detach()) - v, "finite", lambda v, s: -v),
     Spelling("python_scalar", lambda v, s: 1.0 + (s - s.detach()) * v, "finite", lambda v, s: torch.ones(())),

@@ -55,9 +55,9 @@ out add, tangents_1, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, tangents_1, convert_element_type
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, tangents_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -94,9 +94,9 @@ out add, tangents_1, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, tangents_1, convert_element_type
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, tangents_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -135,11 +135,11 @@ out sub_1, neg_1, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
 neg: f32[4, 3] = neg(tangents_1)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
 neg_1: f32[4, 3] = neg(neg)
-out convert_element_type_1, neg_1, convert_element_type
+out convert_element_type, neg_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -178,9 +178,9 @@ out add, tangents_1, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, tangents_1, convert_element_type
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, tangents_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -219,9 +219,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
-convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add_1, convert_element_type_2, tangents_1
+add: bf16[4, 3] = add.Scalar(primals_2, 0)
+convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
+out add, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -234,8 +234,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add_1
+add: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -262,9 +262,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
-convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add_1, convert_element_type_2, tangents_1
+add: bf16[4, 3] = add.Scalar(primals_2, 0)
+convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
+out add, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -277,8 +277,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add_1
+add: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -305,9 +305,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
-convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add_1, convert_element_type_2, tangents_1
+add: bf16[4, 3] = add.Scalar(primals_2, 0)
+convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
+out add, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -320,8 +320,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add_1
+add: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -346,9 +346,9 @@ out add, tangents_1, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, tangents_1, convert_element_type
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, tangents_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -387,9 +387,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
-convert_element_type_2: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add_1, convert_element_type_2, tangents_1
+add: bf16[4, 3] = add.Scalar(primals_2, 0)
+convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
+out add, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -402,8 +402,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add_1
+add: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -433,10 +433,10 @@ out add, convert_element_type_5, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
-convert_element_type_4: f16[4, 3] = prims.convert_element_type(tangents_1, float16)
-convert_element_type_5: f32[4, 3] = prims.convert_element_type(convert_element_type_4, float32)
-out add_1, convert_element_type_5, tangents_1
+add: bf16[4, 3] = add.Scalar(primals_2, 0)
+convert_element_type: f16[4, 3] = prims.convert_element_type(tangents_1, float16)
+convert_element_type_1: f32[4, 3] = prims.convert_element_type(convert_element_type, float32)
+out add, convert_element_type_1, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -451,8 +451,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add_1
+add: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -479,9 +479,9 @@ out add, convert_element_type_1, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(primals_2, 0)
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add_1, convert_element_type_1, tangents_1
+add: bf16[4, 3] = add.Scalar(primals_2, 0)
+convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
+out add, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -493,18 +493,18 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add_1
+add: bf16[4, 3] = add.Scalar(arg1_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(sub, bfloat16)
-rounded_2: bf16[4, 3] = ste_compile.rounded(convert_element_type)
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-add: bf16[4, 3] = add(rounded, rounded_2)
-rounded_1: bf16[4, 3] = ste_compile.rounded(add)
-out rounded_1
+rounded: bf16[4, 3] = ste_compile.rounded(convert_element_type)
+rounded_1: bf16[4, 3] = ste_compile.rounded(primals_2)
+add: bf16[4, 3] = add(rounded_1, rounded)
+rounded_2: bf16[4, 3] = ste_compile.rounded(add)
+out rounded_2
 """,
     )
 
@@ -637,9 +637,9 @@ out add, tangents_1, convert_element_type
 
 joint, algebraic
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, tangents_1, convert_element_type
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, tangents_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -752,9 +752,9 @@ out sub, convert_element_type, tangents_1
 
 joint, algebraic
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_1, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, convert_element_type, tangents_1
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, convert_element_type_1, tangents_1
 
 inference, before
 in arg0_1: bf16[4, 3], arg1_1: f32[4, 3]
@@ -834,8 +834,8 @@ joint, finite
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
 clamp_min: f32[4, 3] = clamp_min(primals_1, -1)
 clamp_max: f32[4, 3] = clamp_max(clamp_min, 1)
-add_1: f32[4, 3] = add.Scalar(clamp_max, 0)
-out add_1, tangents_1
+add: f32[4, 3] = add.Scalar(clamp_max, 0)
+out add, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -880,9 +880,9 @@ out add, mul_2
 
 joint, algebraic
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
-add_1: f32[4, 3] = add.Scalar(primals_1, 0)
-mul_2: f32[4, 3] = mul(tangents_1, 0.3)
-out add_1, mul_2
+add: f32[4, 3] = add.Scalar(primals_1, 0)
+mul: f32[4, 3] = mul(tangents_1, 0.3)
+out add, mul
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -895,8 +895,8 @@ out add
 
 inference, algebraic
 in arg0_1: f32[4, 3]
-add_1: f32[4, 3] = add.Scalar(arg0_1, 0)
-out add_1
+add: f32[4, 3] = add.Scalar(arg0_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3]
@@ -924,9 +924,9 @@ out add, mul_1
 
 joint, finite
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
-add_1: f32[4, 3] = add.Scalar(primals_1, 0)
-mul_1: f32[4, 3] = mul(tangents_1, 0.3)
-out add_1, mul_1
+add: f32[4, 3] = add.Scalar(primals_1, 0)
+mul: f32[4, 3] = mul(tangents_1, 0.3)
+out add, mul
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -939,8 +939,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3]
-add_1: f32[4, 3] = add.Scalar(arg0_1, 0)
-out add_1
+add: f32[4, 3] = add.Scalar(arg0_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3]
@@ -971,13 +971,13 @@ out add, mul_2, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-alias_1: f32[4, 3] = alias(primals_1)
-sub: f32[4, 3] = sub(primals_1, alias_1)
-add_1: f32[4, 3] = add.Scalar(primals_1, 0)
-mul_1: f32[4, 3] = mul(tangents_1, sub)
-mul_2: f32[4, 3] = mul(tangents_1, primals_2)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(mul_1, bfloat16)
-out add_1, mul_2, convert_element_type
+alias: f32[4, 3] = alias(primals_1)
+sub: f32[4, 3] = sub(primals_1, alias)
+add: f32[4, 3] = add.Scalar(primals_1, 0)
+mul: f32[4, 3] = mul(tangents_1, sub)
+mul_1: f32[4, 3] = mul(tangents_1, primals_2)
+convert_element_type: bf16[4, 3] = prims.convert_element_type(mul, bfloat16)
+out add, mul_1, convert_element_type
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -990,8 +990,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add_1: f32[4, 3] = add.Scalar(arg0_1, 0)
-out add_1
+add: f32[4, 3] = add.Scalar(arg0_1, 0)
+out add
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -1027,8 +1027,8 @@ convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
 mul: f32[4, 3] = mul(primals_2, convert_element_type)
 mul_1: f32[4, 3] = mul(tangents_1, primals_2)
 mul_2: f32[4, 3] = mul(tangents_1, convert_element_type)
-add_1: f32[4, 3] = add(mul_2, mul_1)
-out mul, None, add_1
+add: f32[4, 3] = add(mul_2, mul_1)
+out mul, None, add
 
 inference, before
 in arg0_1: bf16[4, 3], arg1_1: f32[4, 3]
@@ -1070,10 +1070,10 @@ out sub, convert_element_type, mul
 
 joint, algebraic
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_1, float32)
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
 mul: f32[4, 3] = mul.Scalar(tangents_1, 2)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-out convert_element_type_1, convert_element_type, mul
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out convert_element_type, convert_element_type_1, mul
 
 inference, before
 in arg0_1: bf16[4, 3], arg1_1: f32[4, 3]
@@ -1102,50 +1102,38 @@ def test_in_place():
         """\
 
 joint, before
-in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-mul: f32[4, 3] = mul(primals_1, 0)
-add: f32[4, 3] = add(primals_2, mul)
-clone: f32[4, 3] = clone(add)
-add_1: f32[4, 3] = add(clone, primals_1)
-alias: f32[4, 3] = alias(primals_1)
-sub: f32[4, 3] = sub(add_1, alias)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-mul_1: f32[4, 3] = mul(tangents_1, 0)
-add_2: f32[4, 3] = add(tangents_1, mul_1)
-out sub, add_2, convert_element_type
+in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
+add: f32[4, 3] = add(convert_element_type, primals_2)
+alias: f32[4, 3] = alias(primals_2)
+sub: f32[4, 3] = sub(add, alias)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out sub, convert_element_type_1, tangents_1
 
 joint, algebraic
-in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-mul: f32[4, 3] = mul(primals_1, 0)
-add: f32[4, 3] = add(primals_2, mul)
-clone: f32[4, 3] = clone(add)
-add_3: f32[4, 3] = add.Scalar(clone, 0)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-mul_1: f32[4, 3] = mul(tangents_1, 0)
-add_2: f32[4, 3] = add(tangents_1, mul_1)
-out add_3, add_2, convert_element_type
+in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
+add: f32[4, 3] = add.Scalar(convert_element_type, 0)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+out add, convert_element_type_1, tangents_1
 
 inference, before
-in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-mul: f32[4, 3] = mul(arg0_1, 0)
-add: f32[4, 3] = add(arg1_1, mul)
-clone: f32[4, 3] = clone(add)
-add_1: f32[4, 3] = add(clone, arg0_1)
-alias: f32[4, 3] = alias(arg0_1)
-sub: f32[4, 3] = sub(add_1, alias)
+in arg0_1: bf16[4, 3], arg1_1: f32[4, 3]
+convert_element_type: f32[4, 3] = prims.convert_element_type(arg0_1, float32)
+add: f32[4, 3] = add(convert_element_type, arg1_1)
+alias: f32[4, 3] = alias(arg1_1)
+sub: f32[4, 3] = sub(add, alias)
 out sub
 
 inference, algebraic
-in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-mul: f32[4, 3] = mul(arg0_1, 0)
-add: f32[4, 3] = add(arg1_1, mul)
-clone: f32[4, 3] = clone(add)
-out clone
+in arg0_1: bf16[4, 3], arg1_1: f32[4, 3]
+convert_element_type: f32[4, 3] = prims.convert_element_type(arg0_1, float32)
+out convert_element_type
 
 post-grad forward, exact
-in primals_1: f32[4, 3], primals_2: bf16[4, 3]
-convert_element_type_default: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-straight_through: f32[4, 3] = ste_compile.straight_through(convert_element_type_default, primals_1, '(v + s) - s')
+in primals_1: bf16[4, 3], primals_2: f32[4, 3]
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
+straight_through: f32[4, 3] = ste_compile.straight_through(convert_element_type, primals_2, '(v + s) - s')
 out straight_through
 """,
     )
@@ -1169,11 +1157,11 @@ out add, neg_2, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-neg_1: f32[4, 3] = neg(tangents_1)
-neg_2: f32[4, 3] = neg(neg_1)
-out convert_element_type_1, neg_2, convert_element_type
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+neg: f32[4, 3] = neg(tangents_1)
+neg_1: f32[4, 3] = neg(neg)
+out convert_element_type, neg_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1215,11 +1203,11 @@ out sub_1, tangents_1, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-neg_1: bf16[4, 3] = neg(primals_2)
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(neg_1, float32)
-neg: f32[4, 3] = neg(tangents_1)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(neg, bfloat16)
-out convert_element_type_1, tangents_1, convert_element_type
+neg: bf16[4, 3] = neg(primals_2)
+convert_element_type: f32[4, 3] = prims.convert_element_type(neg, float32)
+neg_1: f32[4, 3] = neg(tangents_1)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(neg_1, bfloat16)
+out convert_element_type, tangents_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1265,10 +1253,10 @@ in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 alias: f32[4, 3] = alias(primals_1)
 sub: f32[4, 3] = sub(primals_1, alias)
 full: f32[4, 3] = full([4, 3], 1.0, dtype=float32, device=cpu)
-mul_1: f32[4, 3] = mul(tangents_1, sub)
-mul_2: f32[4, 3] = mul(tangents_1, primals_2)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(mul_1, bfloat16)
-out full, mul_2, convert_element_type
+mul: f32[4, 3] = mul(tangents_1, sub)
+mul_1: f32[4, 3] = mul(tangents_1, primals_2)
+convert_element_type: bf16[4, 3] = prims.convert_element_type(mul, bfloat16)
+out full, mul_1, convert_element_type
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1345,11 +1333,11 @@ add: f32[4, 3] = add(primals_2, sub)
 tanh: f32[4, 3] = tanh(primals_1)
 alias_1: f32[4, 3] = alias(tanh)
 tanh_1: f32[4, 3] = tanh(primals_1)
-alias_3: f32[4, 3] = alias(tanh_1)
-sub_1: f32[4, 3] = sub(tanh, alias_3)
+alias_2: f32[4, 3] = alias(tanh_1)
+sub_1: f32[4, 3] = sub(tanh, alias_2)
 add_1: f32[4, 3] = add(add, sub_1)
-alias_4: f32[4, 3] = alias(alias_1)
-mul: f32[4, 3] = mul(alias_4, alias_4)
+alias_3: f32[4, 3] = alias(alias_1)
+mul: f32[4, 3] = mul(alias_3, alias_3)
 sub_2: f32[4, 3] = sub(1, mul)
 mul_1: f32[4, 3] = mul(tangents_1, sub_2)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
@@ -1358,17 +1346,17 @@ out add_1, add_2, convert_element_type
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_2, float32)
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
 tanh: f32[4, 3] = tanh(primals_1)
-alias_1: f32[4, 3] = alias(tanh)
-add_3: f32[4, 3] = add.Scalar(convert_element_type_1, 0)
-alias_4: f32[4, 3] = alias(alias_1)
-mul: f32[4, 3] = mul(alias_4, alias_4)
-sub_2: f32[4, 3] = sub(1, mul)
-mul_1: f32[4, 3] = mul(tangents_1, sub_2)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-add_2: f32[4, 3] = add(mul_1, tangents_1)
-out add_3, add_2, convert_element_type
+alias: f32[4, 3] = alias(tanh)
+add: f32[4, 3] = add.Scalar(convert_element_type, 0)
+alias_1: f32[4, 3] = alias(alias)
+mul: f32[4, 3] = mul(alias_1, alias_1)
+sub: f32[4, 3] = sub(1, mul)
+mul_1: f32[4, 3] = mul(tangents_1, sub)
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+add_1: f32[4, 3] = add(mul_1, tangents_1)
+out add, add_1, convert_element_type_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1389,10 +1377,10 @@ out convert_element_type
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
-straight_through_1: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
+straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
 tanh: f32[4, 3] = tanh(primals_1)
-straight_through: f32[4, 3] = ste_compile.straight_through(straight_through_1, tanh, 'v + (s - s)')
-out straight_through, primals_1
+straight_through_1: f32[4, 3] = ste_compile.straight_through(straight_through, tanh, 'v + (s - s)')
+out straight_through_1, primals_1
 """,
     )
 
@@ -1420,12 +1408,12 @@ out sub_1, convert_element_type, add_2
 
 joint, algebraic
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
-convert_element_type_1: f32[4, 3] = prims.convert_element_type(primals_1, float32)
+convert_element_type: f32[4, 3] = prims.convert_element_type(primals_1, float32)
 cos: f32[4, 3] = cos(primals_2)
 mul: f32[4, 3] = mul(tangents_1, cos)
-convert_element_type: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
-add_2: f32[4, 3] = add(mul, tangents_1)
-out convert_element_type_1, convert_element_type, add_2
+convert_element_type_1: bf16[4, 3] = prims.convert_element_type(tangents_1, bfloat16)
+add: f32[4, 3] = add(mul, tangents_1)
+out convert_element_type, convert_element_type_1, add
 
 inference, before
 in arg0_1: bf16[4, 3], arg1_1: f32[4, 3]
@@ -1479,10 +1467,10 @@ out add_1, mul, None
 joint, algebraic
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 convert_element_type: f32[4, 3] = prims.convert_element_type(primals_2, float32)
-add_2: f32[4, 3] = add.Scalar(convert_element_type, 0)
+add: f32[4, 3] = add.Scalar(convert_element_type, 0)
 cos: f32[4, 3] = cos(primals_1)
 mul: f32[4, 3] = mul(tangents_1, cos)
-out add_2, mul, None
+out add, mul, None
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -1504,8 +1492,8 @@ out convert_element_type
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sin: f32[4, 3] = sin(primals_1)
-straight_through_1: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
-straight_through: f32[4, 3] = ste_compile.straight_through(straight_through_1, sin, '(v - s) + s')
-out straight_through, primals_1
+straight_through: f32[4, 3] = ste_compile.straight_through(primals_2, primals_1, 'v + (s - s)')
+straight_through_1: f32[4, 3] = ste_compile.straight_through(straight_through, sin, '(v - s) + s')
+out straight_through_1, primals_1
 """,
     )
