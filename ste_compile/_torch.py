@@ -13,6 +13,8 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+ROUNDS_ON_REQUEST = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
+
 # What `torch.compile(backend="inductor")` wraps its `mode` and `options` in: checks them, and merges them into a config.
 InductorBackend = torch._TorchCompileInductorWrapper
 
@@ -25,6 +27,7 @@ __all__ = [
     "inductor_ir",
     "is_stored",
     "min_cut_rematerialization_partition",
+    "rounded_to",
 ]
 
 
@@ -45,3 +48,15 @@ def is_stored(x: Any) -> bool:
     while isinstance(x, (ir.TensorBox, ir.StorageBox, ir.BaseView)):
         x = x.data
     return isinstance(x, (ir.InputBuffer, ir.ExternKernel))
+
+
+def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """`x`, held in fp32 by an Inductor kernel, rounded to the 16-bit `dtype` and held in fp32 again.
+
+    The C++ backend remembers what a 16-bit variable was cast from, and gives that back when the variable is cast up again. Since
+    2.13 it forgets where `use_compute_types=False`, but the same cast may have been made before, for a store: multiplied by 1,
+    which costs no instruction, it is a cast of its own. Before 2.13 it always remembers; the way up through fp64 is not known to it.
+    """
+    x = ops.to_dtype(ops.mul(x, ops.constant(1.0, torch.float32)), dtype, use_compute_types=False)
+    remembered = device.type == "cpu" and not ROUNDS_ON_REQUEST
+    return ops.to_dtype(ops.to_dtype(x, torch.float64) if remembered else x, torch.float32)

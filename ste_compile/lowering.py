@@ -26,6 +26,7 @@ class _Value:
 
     held: Any
     dtype: torch.dtype
+    device: torch.device
     zero: bool = False
 
 
@@ -36,31 +37,29 @@ def register() -> None:
     if namespace.straight_through.default in lowerings:
         return
 
-    def rounded_to(dtype: torch.dtype, x: Any) -> _Value:
-        if dtype in ROUNDED_DTYPES:
-            x = ops.to_dtype(ops.to_dtype(x, dtype, use_compute_types=False), torch.float32)
-        return _Value(x, dtype)
+    def rounded_to(dtype: torch.dtype, x: Any, device: torch.device) -> _Value:
+        return _Value(_torch.rounded_to(ops, x, dtype, device) if dtype in ROUNDED_DTYPES else x, dtype, device)
 
     def cast(x: _Value, dtype: torch.dtype) -> _Value:
         if x.dtype == dtype:
             return x
         held = torch.float32 if dtype in ROUNDED_DTYPES else dtype
         source = torch.float32 if x.dtype in ROUNDED_DTYPES else x.dtype
-        return rounded_to(dtype, x.held if source == held else ops.to_dtype(x.held, held, src_dtype=source))
+        return rounded_to(dtype, x.held if source == held else ops.to_dtype(x.held, held, src_dtype=source), x.device)
 
     def binary(op: Callable[[Any, Any], Any]) -> Callable[[_Value, _Value], _Value]:
         def apply(a: _Value, b: _Value) -> _Value:
             if a is b:
-                return _Value(op(a.held, b.held), a.dtype, zero=True)
+                return _Value(op(a.held, b.held), a.dtype, a.device, zero=True)
             common = torch.promote_types(a.dtype, b.dtype)
             result = op(cast(a, common).held, cast(b, common).held)
-            return _Value(result, common) if a.zero or b.zero else rounded_to(common, result)
+            return _Value(result, common, a.device) if a.zero or b.zero else rounded_to(common, result, a.device)
 
         return apply
 
     def reader(x: Any) -> Callable[[Any], _Value]:
-        load, dtype, stored = x.make_loader(), x.get_dtype(), _torch.is_stored(x)
-        return lambda index: _Value(load(index), dtype) if stored else rounded_to(dtype, load(index))
+        load, dtype, device, stored = x.make_loader(), x.get_dtype(), x.get_device(), _torch.is_stored(x)
+        return lambda index: _Value(load(index), dtype, device) if stored else rounded_to(dtype, load(index), device)
 
     def pointwise(like: Any, dtype: torch.dtype, value_at: Callable[[Any], _Value]) -> Any:
         return ir.Pointwise.create(

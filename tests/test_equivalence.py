@@ -134,7 +134,8 @@ def test_exact_rounds_inputs_that_inductor_holds_in_registers(grad):
         v, x = h * w, s * w
         late = (h.float() * 1.0003).to(h.dtype)
         blended = x.detach() + (x - x.detach()) * w
-        return v + (x - x.detach()), x + (v - x).detach(), (v + x) - x.detach(), x + (late - x).detach(), blended, v, x
+        again = s * w + (h * w - s * w).detach()  # of values that are stored, computed anew
+        return v + (x - x.detach()), x + (v - x).detach(), (v + x) - x.detach(), x + (late - x).detach(), blended, v, x, again
 
     for dtype in (torch.bfloat16, torch.float16):
         args = [torch.randn(1000, dtype=dtype, requires_grad=grad) for _ in range(3)]
