@@ -54,9 +54,10 @@ def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> An
     """`x`, held in fp32 by an Inductor kernel, rounded to the 16-bit `dtype` and held in fp32 again.
 
     The C++ backend remembers what a 16-bit variable was cast from, and gives that back when the variable is cast up again. Since
-    2.13 it forgets where `use_compute_types=False`, but the same cast may have been made before, for a store: multiplied by 1,
-    which costs no instruction, it is a cast of its own. Before 2.13 it always remembers; the way up through fp64 is not known to it.
+    2.13 it does not where `use_compute_types=False`, but the same cast may have been made before, for a store: multiplied by 1,
+    which costs no instruction, it is a cast of its own. Before 2.13 it always does; it does not know of the way through fp64.
     """
+    if device.type != "cpu":
+        return ops.to_dtype(ops.to_dtype(x, dtype, use_compute_types=False), torch.float32)
     x = ops.to_dtype(ops.mul(x, ops.constant(1.0, torch.float32)), dtype, use_compute_types=False)
-    remembered = device.type == "cpu" and not ROUNDS_ON_REQUEST
-    return ops.to_dtype(ops.to_dtype(x, torch.float64) if remembered else x, torch.float32)
+    return ops.to_dtype(x if ROUNDS_ON_REQUEST else ops.to_dtype(x, torch.float64), torch.float32)
