@@ -149,9 +149,10 @@ class Backend:
         self, gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Callable[..., Any]:
         options = dict(options or {})
-        numerics = options.pop("numerics", self.numerics)
+        if (asked := options.pop("numerics", self.numerics)) != self.numerics:
+            raise ValueError(f"this backend's level is {self.numerics!r}; options={{'numerics': {asked!r}}} needs backend='ste'")
         inductor = _torch.InductorBackend(mode, None, None)
-        inductor.apply_options(inductor_options(numerics=numerics, options={**inductor.config, **options}))
+        inductor.apply_options(inductor_options(numerics=self.numerics, options={**inductor.config, **options}))
         return inductor(gm, example_inputs)
 
     def reset(self) -> None:
@@ -172,28 +173,22 @@ def backend(*, numerics: Numerics = "exact") -> Backend:
     return Backend(levels.check(numerics))
 
 
-def ste(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+def ste(
+    gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """`backend="ste"`: numerics "exact", or `options={"numerics": ...}`."""
-    return Backend("exact")(gm, example_inputs, **kwargs)
+    level = levels.check((options or {}).get("numerics", "exact"))
+    return Backend(level)(gm, example_inputs, mode=mode, options=options)
 
 
 def ste_finite(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
     """`backend="ste_finite"`, for callers that can pass only a name."""
-    return _named("finite", gm, example_inputs, **kwargs)
+    return Backend("finite")(gm, example_inputs, **kwargs)
 
 
 def ste_algebraic(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
     """`backend="ste_algebraic"`, for callers that can pass only a name."""
-    return _named("algebraic", gm, example_inputs, **kwargs)
-
-
-def _named(numerics: Numerics, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    asked = (kwargs.get("options") or {}).get("numerics", numerics)
-    if asked != numerics:
-        raise ValueError(
-            f"backend='ste_{numerics}' has a level of its own; options={{'numerics': {asked!r}}} needs backend='ste'"
-        )
-    return Backend(numerics)(gm, example_inputs, **kwargs)
+    return Backend("algebraic")(gm, example_inputs, **kwargs)
 
 
 def ste_aot_eager(

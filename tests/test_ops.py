@@ -1,10 +1,12 @@
 """The fused operator and the oracle on their own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import ste_compile
-from ste_compile.ops import ORDERS, rounded, straight_through
+from ste_compile.ops import ORDERS, _gradients, rounded, straight_through
 
 from .compare import assert_same_bits, hard_values
 
@@ -37,6 +39,18 @@ def test_value_and_gradients_are_the_eager_expression_s(order, shapes, dtypes, c
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for ours, eager in zip(*results, strict=True):
         assert_same_bits(ours, eager)
+
+
+def test_the_gradient_formula_gives_each_input_its_own_shape_and_dtype():
+    """The engine would mend both after the formula; traced by AOTAutograd, the formula is what the graph holds."""
+    ctx = SimpleNamespace(
+        likes=[(torch.Size((3,)), torch.bfloat16), (torch.Size((4, 1)), torch.float16), (torch.Size(()), torch.int64)]
+    )
+    value, surrogate, integer, *rest = _gradients(ctx, torch.ones(4, 3))
+    assert (value.shape, value.dtype) == ((3,), torch.bfloat16) and (surrogate.shape, surrogate.dtype) == ((4, 1), torch.float16)
+    assert integer is None and rest == [None, None]
+    ctx.likes = [(torch.Size((2,)), torch.float32)]
+    assert _gradients(ctx, torch.ones(2, dtype=torch.complex64))[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("order", ORDERS)
