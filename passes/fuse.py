@@ -114,9 +114,14 @@ def _promotes_alike(value: Node, surrogate: Node) -> bool:
 
 
 def _bare(node: Any) -> Any:
-    while isinstance(node, Node) and (node.target in MARKERS or node.target in COPIES):
+    """The node behind whatever passes its value on, `rounded` of a site that shares it too."""
+    while isinstance(node, Node) and (node.target in MARKERS or node.target in COPIES or _is_rounded(node)):
         node = node.args[0]
     return node
+
+
+def _is_rounded(node: Node) -> bool:
+    return node.target is ops.rounded.default
 
 
 def _inputs(node: Node) -> list[Node]:
@@ -151,12 +156,12 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
     """Round what goes into the arithmetic of a site, and every result in it, to its own dtype."""
     for node, leaves in interior.items():
         for leaf in dict.fromkeys(leaves):
-            if tensor(leaf).dtype in ROUNDED_DTYPES:
+            if tensor(leaf).dtype in ROUNDED_DTYPES and not _is_rounded(leaf):
                 node.replace_input_with(leaf, emit(graph, node, ops.rounded.default, (leaf,)))
         if tensor(node).dtype in ROUNDED_DTYPES and tensor(node).device.type == "cpu" and is_number(node.args[0]):
             # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
             node.update_arg(0, torch.tensor(node.args[0], dtype=tensor(node).dtype).item())
     for node in interior:
-        if tensor(node).dtype in ROUNDED_DTYPES:
+        if tensor(node).dtype in ROUNDED_DTYPES and not any(map(_is_rounded, node.users)):
             result = emit(graph, node.next, ops.rounded.default, (node,), like=node)
             node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)

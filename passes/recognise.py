@@ -163,8 +163,9 @@ def _reassociating_site(walk: _Walk, root: Node, residual: Form, cancelled: list
     surrogates = tuple(scaled.get(frozenset([t]), walk.values.first.get(t[0])) for t in cancelled if t[0] >= 0)
     value, negated = _holder(walk, root, residual)
     refusal = "" if value is not None else "no node of the graph holds what is left after the surrogates cancel"
-    order = match_order(root, walk.values)
-    return Site(root, value, surrogates, "algebraic", order and order[0], negated, tree, refusal)
+    if match := match_order(root, walk.values):
+        return Site(root, value, (match[2],), "algebraic", match[0], negated, tree, refusal)
+    return Site(root, value, surrogates, "algebraic", None, negated, tree, refusal)
 
 
 def _tree(root: Node, belongs: Callable[[Node], bool]) -> Iterator[Node]:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 from ste_compile.passes import recognise
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .graphs import captured, show
 from .spellings import BY_NAME
