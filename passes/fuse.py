@@ -87,10 +87,10 @@ def _fuse_one(graph: Graph, root: Node, match: tuple[str, Node, Node] | None) ->
 
 def cast_chain(node: Node) -> tuple[Node, list[torch.dtype]]:
     """The node under a chain of casts, and the dtypes from that node's own to the last cast's."""
-    node = _bare(node)
+    node = _holding(node)
     dtypes = [tensor(node).dtype]
     while is_cast(node) and tensor(node.args[0]).is_floating_point():
-        node = _bare(node.args[0])
+        node = _holding(node.args[0])
         dtypes.insert(0, tensor(node).dtype)
     return node, dtypes
 
@@ -113,7 +113,7 @@ def _promotes_alike(value: Node, surrogate: Node) -> bool:
     return (left.ndim > 0) == (right.ndim > 0) or left.dtype == right.dtype
 
 
-def _bare(node: Any) -> Any:
+def _holding(node: Any) -> Any:
     """The node behind whatever passes its value on, `rounded` of a site that shares it too."""
     while isinstance(node, Node) and (node.target in MARKERS or node.target in COPIES or _is_rounded(node)):
         node = node.args[0]
@@ -129,7 +129,7 @@ def _inputs(node: Node) -> list[Node]:
 
 
 def _shape(node: Node, tree: set[Node], known: dict[Node, Shape]) -> Shape:
-    node = _bare(node)
+    node = _holding(node)
     if node not in known:
         known[node] = (node.target, [_shape(a, tree, known) for a in _inputs(node)]) if node in tree else None
     return known[node]
@@ -141,7 +141,7 @@ def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
     stack = [(root, shape)]
     while stack:
         node, shape = stack.pop()
-        node = _bare(node)
+        node = _holding(node)
         if shape is None or node in interior:
             continue
         target, below = shape

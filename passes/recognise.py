@@ -85,6 +85,8 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
         >>> [(site.value.name, site.needs, site.order) for site in recognise(traced.graph)]
         [('h_1', 'finite', 'v + (s - s)')]
     """
+    if not any(node.target in MARKERS for node in graph.nodes):  # most graphs: no detach, no site
+        return ()
     walk, backward = _Walk(number_values(graph)), set()
     for node in graph.nodes:
         if is_backward(node) or not backward.isdisjoint(node.all_input_nodes):

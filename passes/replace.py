@@ -42,9 +42,9 @@ def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = Fal
         while root.prev is not before:
             graph.erase_node(root.prev)
         raise
-    views = list(root.users)
+    users = list(root.users)
     root.replace_all_uses_with(stand_in)
-    _move_views(views, _storages(root))
+    _move_views(users, _storages(root))
     return drop_unused(graph, root)
 
 
@@ -167,7 +167,7 @@ def _move_views(users: Sequence[Node], old: set[Any]) -> None:
     module's rule on aliasing and Inductor's both read it there."""
     for user in users:
         if user.op == "call_function" and not old.isdisjoint(_storages(user)):
-            user.meta["val"] = _fake_value(user, next(iter(map(tensor, user.all_input_nodes))))
+            user.meta["val"] = _fake_value(user, tensor(user.all_input_nodes[0]))
             _move_views(list(user.users), old)
 
 

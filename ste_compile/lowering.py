@@ -16,8 +16,7 @@ import torch
 
 from . import _torch
 from .ops import ORDERS
-
-ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
+from .passes.fuse import ROUNDED_DTYPES
 
 
 @dataclass(frozen=True, eq=False)

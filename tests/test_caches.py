@@ -1,5 +1,6 @@
 """Inductor's caches, across processes: the same passes at the same level hit, another level or an edited pass misses."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -34,14 +35,9 @@ def package(tmp_path_factory):
     repository = pathlib.Path(__file__).parents[1]
     shutil.copytree(repository / "ste_compile", root / "ste_compile")
     shutil.copytree(repository / "passes", root / "ste_compile" / "passes")
-    shutil.copytree(next(p for p in _metadata()), root / "ste_compile-0.dist-info")
+    metadata = importlib.metadata.distribution("ste-compile")._path  # the backends' entry points
+    shutil.copytree(metadata, root / "ste_compile-0.dist-info")
     return root
-
-
-def _metadata():
-    import importlib.metadata
-
-    yield pathlib.Path(importlib.metadata.distribution("ste-compile")._path)
 
 
 @pytest.fixture(scope="module")
