@@ -4,13 +4,32 @@ number_values   which nodes hold the same value
 linear_form     which atoms a value adds up, and behind which detach markers
 recognise       joint or inference graph -> sites
 cancel          joint, inference or partitioned forward: what the level permits
+keep, release   what a cancelled surrogate drew or mutated: read by the forward until it has been partitioned
 tag, fuse       what is left: marked now, rewritten in the post-grad graph
+freed           for the report: what each site keeps in the forward
 """
 
 from .cancel import cancel
-from .fuse import fuse, tag
+from .effects import release
+from .freed import freed, needed
+from .fuse import cast_chain, fuse, tag
 from .recognise import Outcome, Site, recognise
-from .replace import Refused, replace_with_value
+from .replace import UNDONE, Refused, replace_with_value
 from .values import number_values
 
-__all__ = ["Outcome", "Refused", "Site", "cancel", "fuse", "number_values", "recognise", "replace_with_value", "tag"]
+__all__ = [
+    "UNDONE",
+    "Outcome",
+    "Refused",
+    "Site",
+    "cancel",
+    "cast_chain",
+    "freed",
+    "fuse",
+    "needed",
+    "number_values",
+    "recognise",
+    "release",
+    "replace_with_value",
+    "tag",
+]

@@ -17,14 +17,15 @@ from collections.abc import Iterable
 from torch.fx import Graph, Node
 
 from ..numerics import REMOVES, Numerics
+from .effects import effects, keep
 from .recognise import Outcome, Site
-from .replace import Refused, replace_with_value
+from .replace import UNDONE, Mismatch, Refused, replace_with_value
 
 
 def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
-    A site is rewritten whole or not at all.
+    A site is rewritten whole or not at all; what is random or mutates in a surrogate stays in the forward (see `effects`).
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
@@ -35,9 +36,18 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outc
         >>> [node.name for node in graph.nodes]
         ['h_1', 's_1', 'relu', 'output']
     """
+    sites = list(sites)
+    before = effects(graph) if sites and REMOVES[numerics] else {}
+    try:
+        return _cancel(graph, sites, numerics)
+    finally:  # also for the sites that were cancelled before another one failed
+        keep(graph, before)
+
+
+def _cancel(graph: Graph, sites: list[Site], numerics: Numerics) -> list[Outcome]:
     outcomes: list[Outcome] = []
     dropped: set[Node] = set()
-    for site in reversed(list(sites)):  # last first: a site inside another's surrogate goes with it
+    for site in reversed(sites):  # last first: a site inside another's surrogate goes with it
         if site.root in dropped:
             outcomes.append(Outcome(site.root, "cancelled", "only another cancelled site used it"))
         elif site.refusal:
@@ -46,8 +56,11 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outc
             outcomes.append(Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}"))
         else:
             try:
-                dropped |= replace_with_value(graph, site.root, site.value, site.negated)
-                outcomes.append(Outcome(site.root, "cancelled", f"permitted by numerics={numerics!r}"))
+                result, unused = replace_with_value(graph, site.root, site.value, site.negated)
+                dropped |= unused
+                outcomes.append(Outcome(result, "cancelled", f"permitted by numerics={numerics!r}"))
+            except Mismatch as mismatch:
+                outcomes.append(Outcome(site.root, "left", f"{UNDONE}: {mismatch}"))
             except Refused as refusal:
                 outcomes.append(Outcome(site.root, "left", str(refusal)))
             except Exception as error:

@@ -20,8 +20,8 @@ import torch
 from torch.fx import Graph, Node
 
 from .linear_form import is_number
-from .recognise import Outcome, Site, match_order
-from .replace import TAG, drop_unused, emit
+from .recognise import ERROR_IS_USED, Outcome, Site, match_order
+from .replace import TAG, UNDONE, Mismatch, check_same, drop_unused, emit, same_strides
 from .values import COPIES, MARKERS, is_cast, number_values, prims, tensor
 
 ops = torch.ops.ste_compile
@@ -32,11 +32,15 @@ FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
 Shape = tuple[Any, list[Any]] | None
 
 
-def tag(site: Site) -> None:
+def tag(site: Site, key: Any = None) -> None:
     """Mark the root of a site for `fuse`, with what later passes could lose: the shape of its arithmetic, and the casts of its
-    surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.14)."""
+    surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.14). `key` comes back in the outcome.
+
+    Not where the site's rounding error is used: what reads it may have the operands unrounded, from Inductor's registers."""
+    if site.refusal == ERROR_IS_USED:
+        return
     casts = cast_chain(site.surrogates[0])[1] if site.surrogates else []
-    site.root.meta[TAG] = {"shape": _shape(site.root, set(site.tree), {}), "casts": casts}
+    site.root.meta[TAG] = {"shape": _shape(site.root, set(site.tree), {}), "casts": casts, "key": key}
 
 
 def fuse(graph: Graph) -> list[Outcome]:
@@ -48,41 +52,48 @@ def fuse(graph: Graph) -> list[Outcome]:
     >>> graph = make_fx(fn, tracing_mode="fake")(torch.ones(2).half(), torch.ones(2).half()).graph
     >>> for site in recognise(graph):
     ...     tag(site)
-    >>> [(outcome.root.name, outcome.action, outcome.root.args[2]) for outcome in fuse(graph)]
+    >>> [(outcome.result.name, outcome.action, outcome.result.args[2]) for outcome in fuse(graph)]
     [('straight_through', 'fused', '(v - s) + s')]
     """
     roots = [node for node in graph.nodes if TAG in node.meta]
     if not roots:
         return []
     values = number_values(graph)
+    matches = [match_order(root, values) for root in roots]  # before a rewrite puts nodes without a number in shared arithmetic
     outcomes = []
-    for root in reversed(roots):
+    for root, match in reversed(list(zip(roots, matches))):
+        mark = root.meta.pop(TAG)
         try:
-            outcomes.append(_fuse_one(graph, root, match_order(root, values)))
+            node, action, reason = _fuse_one(graph, root, mark, match)
+            outcomes.append(Outcome(node, action, reason, mark["key"]))
+        except Mismatch as mismatch:
+            outcomes.append(Outcome(root, "left", f"{UNDONE}: {mismatch}", mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
             raise
     return outcomes[::-1]
 
 
-def _fuse_one(graph: Graph, root: Node, match: tuple[str, Node, Node] | None) -> Outcome:
-    mark = root.meta.pop(TAG)
+def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None) -> tuple[Node, str, str]:
     if tensor(root).dtype not in FUSED_DTYPES:
-        return Outcome(root, "left", f"{tensor(root).dtype} is computed by eager's own kernels, which round as eager does")
+        return root, "left", f"{tensor(root).dtype} is computed by eager's own kernels, which round as eager does"
     if match and _promotes_alike(match[1], match[2]):
         order, value, surrogate = match
         surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
         fused = emit(graph, root, ops.straight_through.default, (value, surrogate, order, *cast))
-        root.replace_all_uses_with(fused)
-        drop_unused(graph, root)
-        return Outcome(fused, "fused", f"one operator, {order}")
+        if same_strides(tensor(fused), tensor(root)):
+            check_same(root, tensor(root), tensor(fused))
+            root.replace_all_uses_with(fused)
+            drop_unused(graph, root)
+            return fused, "fused", f"one operator, {order}"
+        drop_unused(graph, fused)  # eager takes the layout of a sum's first operand, and `order` may have turned them round
     interior = _interior(root, mark["shape"])
     if interior is None:
-        return Outcome(root, "left", "another pass has rewritten its arithmetic since it was recognised")
+        return root, "left", "another pass has rewritten its arithmetic since it was recognised"
     if any(abs(node.kwargs.get("alpha", 1)) != 1 for node in interior):
-        return Outcome(root, "left", "alpha: eager's vectorised and scalar kernels themselves round it differently")
+        return root, "left", "alpha: eager's vectorised and scalar kernels themselves round it differently"
     _round_all(graph, interior)
-    return Outcome(root, "fused", "its own arithmetic, every intermediate rounded")
+    return root, "fused", "its own arithmetic, every intermediate rounded"
 
 
 def cast_chain(node: Node) -> tuple[Node, list[torch.dtype]]:
@@ -153,15 +164,44 @@ def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
 
 
 def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
-    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype."""
-    for node, leaves in interior.items():
-        for leaf in dict.fromkeys(leaves):
-            if tensor(leaf).dtype in ROUNDED_DTYPES and not _is_rounded(leaf):
-                node.replace_input_with(leaf, emit(graph, node, ops.rounded.default, (leaf,)))
+    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype. Raises `Mismatch`, with the graph
+    as it was, where a rounded value would look different to its readers."""
+    made: list[Node] = []
+    inputs, results = {}, {}
+    try:
+        for node, leaves in interior.items():
+            for leaf in dict.fromkeys(leaves):
+                if tensor(leaf).dtype in ROUNDED_DTYPES:
+                    inputs[node, leaf] = _rounded(graph, node, leaf, made)
+            if tensor(node).dtype in ROUNDED_DTYPES and not any(map(_is_rounded, node.users)):
+                results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
+                made.append(results[node])
+        for source, rounded in (*((leaf, new) for (_, leaf), new in inputs.items()), *results.items()):
+            check_same(source, tensor(source), tensor(rounded))
+    except BaseException:
+        for node in reversed(made):
+            graph.erase_node(node)
+        raise
+    for (node, leaf), new in inputs.items():
+        node.replace_input_with(leaf, new)
+    for node in interior:
         if tensor(node).dtype in ROUNDED_DTYPES and tensor(node).device.type == "cpu" and is_number(node.args[0]):
             # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
             node.update_arg(0, torch.tensor(node.args[0], dtype=tensor(node).dtype).item())
-    for node in interior:
-        if tensor(node).dtype in ROUNDED_DTYPES and not any(map(_is_rounded, node.users)):
-            result = emit(graph, node.next, ops.rounded.default, (node,), like=node)
-            node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+    for node, result in results.items():
+        node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+
+
+def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
+    """`leaf`, rounded under the views it is seen through: a copy of an expanded tensor would have other strides. What comes from
+    outside the graph is in memory, and rounded."""
+    base, views = leaf, []
+    while isinstance(base.target, torch._ops.OpOverload) and base.target.is_view and not _is_rounded(base):
+        views.append(base)
+        base = base.args[0]
+    if base.op != "call_function" or _is_rounded(base):
+        return leaf
+    made.append(rounded := emit(graph, reader, ops.rounded.default, (base,), like=base))
+    for view in reversed(views):
+        made.append(rounded := emit(graph, reader, view.target, (rounded, *view.args[1:]), view.kwargs, like=view))
+    return rounded

@@ -95,20 +95,29 @@ def atom(values: Values, argument: Any) -> Form:
 
 def combine(values: Values, parts: list[tuple[float, Any, Form]], marked: bool) -> tuple[Form, bool]:
     """The form of a sum of (coefficient, argument, form), behind one more marker where `marked`; and whether a term cancelled
-    within one spelling."""
+    within one spelling. (A number has but one.)"""
     if len(set().union(*(form.terms for _, _, form in parts))) > LIMIT:
         parts = [(c, a, form if len(form.terms) <= LIMIT // 2 else atom(values, a)) for c, a, form in parts]
     terms: dict[Term, Counts] = {}
-    plain = False
+    plain: set[Term] = set()
     for (number, scale), coefficient, spelling, count in _scaled(parts):
-        counts = terms.setdefault((number, scale * abs(coefficient)), {})
+        term = number, scale * abs(coefficient)
+        counts = terms.setdefault(term, {})
         if marked and number >= 0:
             spelling = values.marked(spelling)
         before, change = counts.pop(spelling, 0), count if coefficient > 0 else -count
-        plain = plain or before * change < 0
+        if before * change < 0:
+            plain.add(term)
         if before + change:
             counts[spelling] = before + change
-    return Form(terms, frozenset().union(*(form.sites for _, _, form in parts))), plain
+    return Form(terms, frozenset().union(*(form.sites for _, _, form in parts))), any(_rounds(t, terms[t]) for t in plain)
+
+
+def _rounds(term: Term, counts: Counts) -> bool:
+    """Whether a cancellation within one spelling is what an algorithm after rounding errors does. Not where the rest of the term
+    cancels between spellings: `(x + x') - (x' + x'')` is a value against itself. Nor for a number that goes: alone it is
+    someone's magic constant, beside a surrogate a part of it (`recognise` decides)."""
+    return bool(counts) if term[0] < 0 else not counts or sum(counts.values()) != 0
 
 
 def _scaled(parts: list[tuple[float, Any, Form]]) -> Iterator[tuple[Term, Fraction, int, int]]:

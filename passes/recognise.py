@@ -19,6 +19,9 @@ from torch.fx import Graph, Node
 from .linear_form import LIMIT, Form, Term, addends, atom, combine
 from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates, number_values, without_markers
 
+# The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
+ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
+
 # A zero stays a zero through these, if what scales it is finite: the argument that may be the zero.
 ZERO_THROUGH = {
     aten.neg.default: (0,), aten.mul.Tensor: (0, 1), aten.mul.Scalar: (0,), aten.div.Tensor: (0,), aten.div.Scalar: (0,),
@@ -50,11 +53,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done about the site at `root`: `action` is "cancelled", "fused" or "left", and `reason` says why."""
+    """What was done about a site: `action` is "cancelled", "fused" or "left", and `reason` says why. `result` is the node that
+    holds the site's result now; `key` is what `tag` was given."""
 
-    root: Node
+    result: Node
     action: str
     reason: str
+    key: Any = None
 
 
 @dataclass
@@ -95,9 +100,8 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
             break
         else:
             _visit(walk, node)
-    poison = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
     return tuple(
-        Site(**{**vars(site), "refusal": poison}) if site.root in walk.poisoned else site for site in walk.sites.values()
+        Site(**{**vars(site), "refusal": ERROR_IS_USED}) if site.root in walk.poisoned else site for site in walk.sites.values()
     )
 
 
@@ -115,7 +119,8 @@ def _visit(walk: _Walk, node: Node) -> None:
         return
     form, plain = combine(walk.values, parts, node.target in MARKERS)
     cancelled, residual = form.cancelled(), form.residual()
-    if plain or (cancelled and not residual):
+    only_numbers = all(number < 0 for number, _ in cancelled)
+    if plain or (cancelled and (only_numbers or not residual)):
         walk.poisoned |= form.sites
     elif zeros:
         walk.forms[node] = form

@@ -8,15 +8,17 @@ reason are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import tree_leaves
 
 from .values import aten, is_backward, is_pure, prims, tensor
 
+UNDONE = "its rewrite was undone"  # how the reason of an outcome begins where the check after the rewrite failed
 TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
 
 
@@ -24,28 +26,74 @@ class Refused(Exception):
     """A site that must be left as it is; the message says why, in words for the report."""
 
 
-def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = False) -> set[Node]:
+class Mismatch(Refused):
+    """A rewrite that a reader would have seen, found by the check that follows each, and undone. None should be: strict mode
+    raises it."""
+
+
+def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = False) -> tuple[Node, set[Node]]:
     """Let every user of `root` read `value` (a node before it, or a Python number) instead, and drop what is unused then.
 
-    Returns the nodes dropped. Raises `Refused`, with the graph as it was, where no equal stand-in can be built.
+    Returns the node they read now, and the nodes dropped. Raises `Refused`, with the graph as it was, where no equal stand-in
+    can be built, and `Mismatch` where the one that was built turns out to be seen.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> traced = make_fx(lambda h, s: (h + s).relu())(torch.ones(2), torch.ones(2))
         >>> h, s, add, relu, output = traced.graph.nodes
-        >>> [node.name for node in replace_with_value(traced.graph, add, h)], relu.args
-        (['add'], (h_1,))
+        >>> replace_with_value(traced.graph, add, h), relu.args
+        ((h_1, {add}), (h_1,))
     """
-    before = root.prev
+    before, shared = root.prev, _sharing(graph)
+    users = {user: (user.args, user.kwargs) for user in root.users}
+    viewed: dict[Node, Any] = {}  # the views of the root, and what they were before they moved
     try:
         stand_in = _stand_in(graph, root, value, negated)
+        check_same(root, tensor(root), tensor(stand_in))
+        root.replace_all_uses_with(stand_in)
+        _move_views(users, storages(root), viewed)
+        for view, was in viewed.items():
+            check_same(view, was, view.meta["val"])
+        if not _sharing(graph) <= shared:
+            raise Mismatch(f"a result would come to share memory in the place of {root.name}")
     except BaseException:
+        for view, was in viewed.items():
+            view.meta["val"] = was
+        for user, (args, kwargs) in users.items():
+            user.args, user.kwargs = args, kwargs
         while root.prev is not before:
             graph.erase_node(root.prev)
         raise
-    users = list(root.users)
-    root.replace_all_uses_with(stand_in)
-    _move_views(users, _storages(root))
-    return drop_unused(graph, root)
+    return stand_in, drop_unused(graph, root)
+
+
+def check_same(node: Node, was: Any, now: Any) -> None:
+    """Raise `Mismatch` unless readers of `node` see the same dtype, device, shape and strides in `now` as in `was`."""
+    for before, after in zip(tree_leaves(was), tree_leaves(now), strict=True):
+        if isinstance(before, torch.Tensor) and not (
+            (before.dtype, before.device) == (after.dtype, after.device)
+            and _same(before.shape, after.shape)
+            and same_strides(before, after)
+        ):
+            raise Mismatch(f"{node.name} was {_described(before)} and would be {_described(after)}")
+
+
+def _described(value: torch.Tensor) -> str:
+    return f"{value.dtype} {tuple(value.shape)}, strides {tuple(value.stride())} on {value.device}"
+
+
+def _sharing(graph: Graph) -> set[tuple[Any, ...]]:
+    """Which results share memory, with an input or with another result."""
+    holders: dict[Any, list[Any]] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        for storage in storages(node):
+            holders.setdefault(storage, []).append(node.name)
+    pairs: set[tuple[Any, ...]] = set()
+    for position, node in enumerate(tree_leaves(graph.output_node().args)):
+        for storage in storages(node) if isinstance(node, Node) else ():
+            here = holders.setdefault(storage, [])
+            pairs.update((position, other) for other in here)
+            here.append(position)
+    return pairs
 
 
 def drop_unused(graph: Graph, node: Node) -> set[Node]:
@@ -76,7 +124,7 @@ def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Node:
     fresh = root.prev is not before
     if not _same(tensor(value).shape, want.shape):
         value = emit(graph, root, aten.expand.default, (value, _sizes(graph, root, value)))
-    if not _same_strides(tensor(value), want):
+    if not same_strides(tensor(value), want):
         value = _restride(graph, root, value)
     elif not fresh and _would_alias(graph, root, value):
         # Not a clone: Inductor drops clones that look like no-ops, so that even `return h.clone(), h.clone()` shares memory
@@ -92,7 +140,11 @@ def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | No
         node = graph.create_node("call_function", target, args, kwargs or {}, name=target._schema.name.split("::")[1])
     like = like or before
     node.meta = {key: entry for key, entry in like.meta.items() if key not in ("val", "tensor_meta", TAG)}
-    node.meta["val"] = _fake_value(node, tensor(like))
+    try:
+        node.meta["val"] = _fake_value(node, tensor(like))
+    except BaseException:  # a node without a value would fail whatever reads the graph next
+        graph.erase_node(node)
+        raise
     return node
 
 
@@ -106,7 +158,7 @@ def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return len(left) == len(right) and all(statically_known_true(a == b) for a, b in zip(left, right))
 
 
-def _same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
+def same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal strides wherever a dimension has more than one element, which is where a stride is seen."""
     pairs = zip(left.stride(), right.stride(), right.shape)
     return all(statically_known_true(size == 1) or statically_known_true(a == b) for a, b, size in pairs)
@@ -143,7 +195,7 @@ def _restride(graph: Graph, root: Node, value: Node) -> Node:
         value = emit(graph, root, aten.permute.default, (value, order))
         value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
         value = emit(graph, root, aten.permute.default, (value, [order.index(d) for d in range(want.ndim)]))
-    if not _same_strides(tensor(value), want):
+    if not same_strides(tensor(value), want):
         raise Refused(f"the result has strides {tuple(want.stride())}, which no dense copy of the value has")
     return value
 
@@ -155,22 +207,24 @@ def _hint(size: Any) -> int:
 def _would_alias(graph: Graph, root: Node, value: Node) -> bool:
     """Whether an output would come to share memory with an input or another output. In a joint graph anything the backward
     reads may be saved, as an output of the forward that is cut from it, so there every output gets memory of its own."""
-    outputs = set().union(*map(_storages, graph.output_node().all_input_nodes))
-    if outputs.isdisjoint(_storages(root)):
+    outputs = set().union(*map(storages, graph.output_node().all_input_nodes))
+    if outputs.isdisjoint(storages(root)):
         return False
     inputs = graph.find_nodes(op="placeholder")
-    return any(map(is_backward, inputs)) or not _storages(value).isdisjoint(outputs.union(*map(_storages, inputs)))
+    return any(map(is_backward, inputs)) or not storages(value).isdisjoint(outputs.union(*map(storages, inputs)))
 
 
-def _move_views(users: Sequence[Node], old: set[Any]) -> None:
+def _move_views(users: Iterable[Node], old: set[Any], viewed: dict[Node, Any]) -> None:
     """Give the views of a replaced node, which are still those of its old memory, fake values in the memory they now view: this
     module's rule on aliasing and Inductor's both read it there."""
     for user in users:
-        if user.op == "call_function" and not old.isdisjoint(_storages(user)):
+        if user.op == "call_function" and not old.isdisjoint(storages(user)):
+            viewed[user] = user.meta["val"]
             user.meta["val"] = _fake_value(user, tensor(user.all_input_nodes[0]))
-            _move_views(list(user.users), old)
+            _move_views(list(user.users), old, viewed)
 
 
-def _storages(node: Node) -> set[Any]:
-    leaves = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+def storages(node: Node) -> set[Any]:
+    """Identities of the memory that a node's fake tensors are in."""
+    leaves = tree_leaves(node.meta.get("val"))
     return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, torch.Tensor)}

@@ -2,12 +2,13 @@
 
 `ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
 s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor
-would hand on an fp32 register. The passes insert both after autograd; importing this module registers them and nothing else.
+would hand on an fp32 register. `ste_compile::after(value, effects)` is a copy of `value`, made once `effects` are there. The
+passes insert them after autograd; importing this module registers them and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,8 +60,23 @@ def rounded(x: Tensor) -> Tensor:
     return x.clone()
 
 
+@torch.library.custom_op("ste_compile::after", mutates_args=())
+def after(value: Tensor, effects: Sequence[Tensor]) -> Tensor:
+    """A copy of `value`, with its strides, that no compiler may make before `effects` or without them.
+
+    >>> after(torch.tensor([1.0]), [torch.rand(2)])
+    tensor([1.])
+    """
+    return _like(value).copy_(value)
+
+
+def _like(value: Tensor, effects: Sequence[Tensor] = ()) -> Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
 straight_through.register_fake(_evaluate)
 rounded.register_fake(torch.clone)
+after.register_fake(_like)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -156,8 +156,7 @@ out convert_element_type
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-sub_1: f32[4, 3] = sub(rounded, sub)
+sub_1: f32[4, 3] = sub(primals_2, sub)
 out sub_1
 """,
     )
@@ -501,10 +500,9 @@ in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(sub, bfloat16)
 rounded: bf16[4, 3] = ste_compile.rounded(convert_element_type)
-rounded_1: bf16[4, 3] = ste_compile.rounded(primals_2)
-add: bf16[4, 3] = add(rounded_1, rounded)
-rounded_2: bf16[4, 3] = ste_compile.rounded(add)
-out rounded_2
+add: bf16[4, 3] = add(primals_2, rounded)
+rounded_1: bf16[4, 3] = ste_compile.rounded(add)
+out rounded_1
 """,
     )
 
@@ -614,8 +612,7 @@ out convert_element_type
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-sub: f32[4, 3] = sub(primals_1, rounded)
+sub: f32[4, 3] = sub(primals_1, primals_2)
 sub_1: f32[4, 3] = sub(primals_1, sub)
 out sub_1
 """,
@@ -996,8 +993,7 @@ out add
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-mul: f32[4, 3] = mul(sub, rounded)
+mul: f32[4, 3] = mul(sub, primals_2)
 add: f32[4, 3] = add(primals_1, mul)
 out add, primals_1, primals_2
 """,
@@ -1180,8 +1176,7 @@ post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
 neg: f32[4, 3] = neg(sub)
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-add: f32[4, 3] = add(neg, rounded)
+add: f32[4, 3] = add(neg, primals_2)
 out add
 """,
     )
@@ -1225,8 +1220,7 @@ out convert_element_type
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-sub_1: f32[4, 3] = sub(sub, rounded)
+sub_1: f32[4, 3] = sub(sub, primals_2)
 out sub_1
 """,
     )
@@ -1274,8 +1268,7 @@ out full
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
 sub: f32[4, 3] = sub(primals_1, primals_1)
-rounded: bf16[4, 3] = ste_compile.rounded(primals_2)
-mul: f32[4, 3] = mul(sub, rounded)
+mul: f32[4, 3] = mul(sub, primals_2)
 add: f32[4, 3] = add(mul, 1.0)
 out add, primals_1, primals_2
 """,
@@ -1434,8 +1427,7 @@ out convert_element_type
 
 post-grad forward, exact
 in primals_1: bf16[4, 3], primals_2: f32[4, 3]
-rounded: bf16[4, 3] = ste_compile.rounded(primals_1)
-add: f32[4, 3] = add(rounded, primals_2)
+add: f32[4, 3] = add(primals_1, primals_2)
 sin: f32[4, 3] = sin(primals_2)
 add_1: f32[4, 3] = add(add, sin)
 sub: f32[4, 3] = sub(add_1, primals_2)

@@ -5,6 +5,8 @@ import torch
 from ste_compile.passes import recognise
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import ste_compile
+
 from .graphs import captured, show
 from .spellings import BY_NAME
 
@@ -145,13 +147,12 @@ def test_measuring_how_far_eager_strays_is_left_alone():
 
 def test_what_exact_leaves_says_why():
     """Given arithmetic the operator does not cover, exact leaves it to Inductor and reports the reason."""
-    from ste_compile.report import collect
-
     args = [torch.randn(4) for _ in range(2)]
     compiled = torch.compile(BY_NAME["alpha"].fn, backend="ste_aot_eager")
-    with collect() as outcomes:
+    with ste_compile.collect() as recorder:
         compiled(*args)
-    assert outcomes[-1].action == "left" and outcomes[-1].reason.startswith("alpha")
+    (site,) = recorder.sites()
+    assert site.action == "left" and site.reason.startswith("alpha")
 
 
 def test_mutation_ends_recognition():

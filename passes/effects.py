@@ -1,0 +1,98 @@
+"""Keep what a cancelled surrogate also *did*: draw random numbers, mutate, call code of the user's, read what is then mutated.
+
+    %rand = aten.rand([4])                              %rand = aten.rand([4])
+    %mul = aten.mul(%seed, %rand)                 ->    %mul = aten.mul(%seed, %rand)
+    %add = aten.add(%host, aten.sub(%mul, %alias))      %after = ste_compile.after(%host, [%rand])
+    return %add                                         return %after
+
+With the site cancelled only the backward reads `%mul`, and the partitioner moves a random operator to the backward like any
+other: there it draws after whatever the host draws, so that neither gets the numbers it had. In inference Inductor drops it
+altogether. A buffer that the forward updates would be read in the backward, when it holds another value. `after` is an operator
+between a result and the graph's end that reads what must have run; `release` takes it out of the partitioned graphs, where
+something else, most often what is saved for the backward, has the same effect by then.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+
+import torch
+from torch.fx import Graph, Node
+from torch.utils.checkpoint import CheckpointPolicy
+
+from .replace import emit, storages
+from .values import COPIES, aten, is_backward, is_pure, tensor
+
+ops = torch.ops.ste_compile
+
+
+def effects(graph: Graph) -> dict[Node, None]:
+    """The nodes whose place matters among those the forward's results are computed from, in graph order."""
+    readers = _readers_of_mutated(graph)
+    needed = {value for _, value in _ends(graph)}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return {
+        node: None for node in graph.nodes
+        if node in needed and node.op == "call_function" and (node in readers or not is_pure(node))
+    }  # fmt: skip
+
+
+def keep(graph: Graph, before: dict[Node, None]) -> None:
+    """Let the forward read, ahead of a result, those of `before` that it no longer reads by itself."""
+    if not before:
+        return
+    # A site itself may read an input that is then mutated: it went.
+    missing = (before.keys() - effects(graph).keys()) & set(graph.nodes)
+    lost = [item for node in before if node in missing and (item := _tensor_of(graph, node))]
+    for node in _readers_of_mutated(graph).intersection(lost):  # else the partitioner recomputes it where it is cheap
+        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    if lost:
+        reader, value = next(_ends(graph))
+        reader.replace_input_with(value, emit(graph, reader, ops.after.default, (value, lost), like=value))
+
+
+def release(graph: Graph) -> None:
+    """Take the `after` out of a graph about to be compiled, but for the nodes that would be dead without it."""
+    for node in graph.find_nodes(op="call_function", target=ops.after.default):
+        value, lost = node.args
+        node.update_arg(1, [each for each in lost if len(each.users) == 1])
+        if not node.args[1]:
+            node.replace_all_uses_with(value)
+            graph.erase_node(node)
+
+
+def _ends(graph: Graph) -> Iterator[tuple[Node, Node]]:
+    """(reader, tensor) for every result of the forward: what it returns, and what is written to its inputs."""
+    output = graph.output_node()
+    yield from ((output, node) for node in output.all_input_nodes if tensor(node) is not None and not is_backward(node))
+    yield from ((node, node.args[1]) for node in graph.find_nodes(op="call_function", target=aten.copy_.default))
+
+
+def _readers_of_mutated(graph: Graph) -> set[Node]:
+    """What is first computed from an input that the graph goes on to write to, seen through the input's views, and through
+    copies too: Inductor takes those out that look like no-ops."""
+    readers: set[Node] = set()
+    stack = [node.args[0] for node in graph.find_nodes(op="call_function", target=aten.copy_.default)]
+    while stack:
+        memory = storages(node := stack.pop())
+        views = {user for user in node.users if not memory.isdisjoint(storages(user))}
+        stack += views | {user for user in node.users if user.target in COPIES}
+        readers |= node.users.keys() - views
+    return readers
+
+
+def _tensor_of(graph: Graph, node: Node) -> Node | None:
+    """A tensor that is there once `node` has run: its own, or the first of its tuple; None where it gives no tensor."""
+    if tensor(node) is not None:
+        return node
+    items = node.meta["val"] if isinstance(node.meta.get("val"), (tuple, list)) else ()
+    for index, item in enumerate(items):
+        if isinstance(item, torch.Tensor):
+            with graph.inserting_after(node):
+                taken = graph.call_function(operator.getitem, (node, index))
+            taken.meta = {**node.meta, "val": item}
+            return taken
+    return None

@@ -1,0 +1,72 @@
+"""Which nodes each site keeps alive: what cancelling it takes out of the forward.
+
+Reference counts over the part of the graph that the forward's outputs need. Cancelling a site hands its users to its value; what
+is then used by nobody is freed, and belongs to that site. A node two sites keep alive belongs to the one cancelled last, so that
+the amounts of all sites add up to the whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from torch.fx import Graph, Node
+
+from .recognise import Site
+from .values import is_backward, is_pure
+
+
+def needed(graph: Graph, outputs: Collection[Node]) -> set[Node]:
+    """What the forward runs for its `outputs`, and for what it does besides (random numbers, writes). Inputs included."""
+    found = set(outputs)
+    for node in reversed(graph.nodes):
+        acts = node.op == "call_function" and not is_pure(node) and not is_backward(node)
+        if acts or node in found:
+            found.add(node)
+            found.update(node.all_input_nodes)
+    return found
+
+
+def freed(graph: Graph, sites: Sequence[Site], cancelled: Collection[int], outputs: Collection[Node]) -> dict[Node, int]:
+    """Node -> index of the site that frees it from the forward, whose results are `outputs`; other nodes are not in it.
+
+    The sites whose indices are in `cancelled` come first, in `cancel`'s order, then those that another level would cancel.
+    Refused sites free nothing. The graph is not changed.
+
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from ste_compile.passes import recognise
+        >>> graph = make_fx(lambda h, s: h + (s.exp() - s.exp().detach()))(torch.ones(2), torch.ones(2)).graph
+        >>> [node.name for node in freed(graph, recognise(graph), {0}, graph.output_node().all_input_nodes)]
+        ['add', 'sub', 'detach', 'exp_1', 'exp']
+    """
+    runs = needed(graph, outputs)
+    held = Counter(outputs)
+    for node in runs:
+        held.update(node.all_input_nodes)
+    owner: dict[Node, int] = {}
+    replaced: dict[Node, Node] = {}
+    order = sorted(range(len(sites)), key=lambda i: (i not in cancelled, -i))
+    for index in order:
+        site = sites[index]
+        if site.refusal or site.root in owner or site.root not in runs:
+            continue
+        if isinstance(site.value, Node):
+            replaced[site.root] = site.value
+            held[site.value] += held[site.root]
+        held[site.root] = 0
+        _release(site.root, index, held, replaced, owner)
+    return owner
+
+
+def _release(node: Node, index: int, held: Counter[Node], replaced: dict[Node, Node], owner: dict[Node, int]) -> None:
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        owner[node] = index
+        for used in node.all_input_nodes:
+            while used in replaced:
+                used = replaced[used]
+            held[used] -= 1
+            if not held[used] and used.op != "placeholder" and is_pure(used):
+                stack.append(used)
