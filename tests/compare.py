@@ -5,16 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def same_bits(ours: Tensor, eager: Tensor) -> Tensor:
-    """Elementwise: the same bits, or both NaN (IEEE 754 leaves a NaN's sign and payload open, and eager's vectorised and scalar
-    kernels already differ in them)."""
-    if ours.is_complex():
-        ours, eager = torch.view_as_real(ours), torch.view_as_real(eager)
-    integer = INTEGERS[ours.element_size()]
-    return (ours.contiguous().view(integer) == eager.contiguous().view(integer)) | (ours.isnan() & eager.isnan())
+from ste_compile.testing.compare import same_bits
 
 
 def assert_same_bits(ours: Tensor, eager: Tensor, what: str = "") -> None:

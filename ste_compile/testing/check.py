@@ -1,0 +1,153 @@
+"""A random program at every level, against what the program itself says its sites' values are.
+
+At a level that cancels a site, the value of the site is the value it stands for, and its gradients are those of the expression:
+that is an eager program too, the oracle, and compiled code must equal it, not come near it. So must a program that has no site.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch.fx import GraphModule
+
+from .. import _torch, backends, record
+from ..numerics import REMOVES
+from ..report import Site
+from .compare import same_bits
+from .equivalence import _own, _same_fact, describe
+from .program import Program
+from .runs import Run, run
+
+LEVELS = tuple(REMOVES)
+
+
+class Difference(AssertionError):
+    """Compiled code that is not its oracle; the message holds the program."""
+
+
+class EveryLevel:
+    """A backend that compiles each graph at all levels, and runs it at the one named by `level`."""
+
+    def __init__(self, levels: Sequence[str]) -> None:
+        self.levels, self.level = levels, levels[0]
+        self.sites: dict[str, list[Site]] = collections.defaultdict(list)
+
+    def __call__(self, gm: GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        compiled = {}
+        for level in self.levels:
+            with record.collect(graphs=False) as recorder:
+                copy = GraphModule(gm, gm.graph)
+                compiled[level] = backends.ste_aot_eager(copy, inputs, options={"numerics": level})
+            self.sites[level] += recorder.sites()
+        return lambda *args: compiled[self.level](*args)
+
+
+def check(
+    program: Program, levels: Sequence[str] = LEVELS, modes: Sequence[str] = ("training", "inference")
+) -> collections.Counter[str]:
+    """Compile a program with `ste_aot_eager` at all levels, for training and for inference, and hold each against its oracle.
+
+    Returns:
+        How many sites were "cancelled", "fused" and "left", over all levels.
+
+    Raises:
+        Difference: with the program's source and what differs.
+    """
+    done: collections.Counter[str] = collections.Counter()
+    for mode in modes:
+        with torch.set_grad_enabled(mode == "training"), _torch.compiling_alone():
+            done += _check(program, mode == "training", levels)
+    return done
+
+
+def _check(program: Program, train: bool, levels: Sequence[str]) -> collections.Counter[str]:
+    backend, module, inputs = EveryLevel(levels), program.module(), tuple(program.inputs())
+
+    def ran(fn: Callable[..., Any], module: torch.nn.Module) -> Run:
+        return run(fn, inputs, {}, {"": module}, backward=train, train=train, rng_seed=0)
+
+    def stock(module: torch.nn.Module) -> Run:
+        done["stock"] += 1
+        return ran(torch.compile(_own(module), backend="aot_eager"), module)
+
+    compiled = torch.compile(_own(module), backend=backend)
+    eager, done = ran(module, module), collections.Counter()
+    for level in levels:
+        backend.level = level
+        ours = ran(compiled, module)
+        sites = backend.sites[level]
+        lines = cancelled_lines(program, sites)
+        oracle = eager
+        if lines:
+            with_lines = program.module(lines)
+            oracle = ran(with_lines, with_lines)
+        found = differences(
+            program, sites, ours, eager, oracle,
+            lambda: stock(program.module()), lambda lines=lines: stock(program.module(lines)),
+        )  # fmt: skip
+        if found:
+            fail(program, f"numerics={level!r}, {'training' if train else 'inference'}", lines, found)
+        done.update(site.action for site in sites)
+    return done
+
+
+def line_of(program: Program, site: Site) -> int | None:
+    lines = [frame.line for frame in site.stack if frame.file == program.filename]
+    return lines[-1] if lines else None
+
+
+def cancelled_lines(program: Program, sites: Sequence[Site]) -> set[int | None]:
+    """The lines whose site now has its value's value; not those that nothing reads any more."""
+    return {line_of(program, s) for s in sites if s.action == "cancelled" and s.reason.startswith("permitted")}
+
+
+def differences(
+    program: Program, sites: Sequence[Site], ours: Run, eager: Run, oracle: Run, stock: Callable[[], Run],
+    stock_oracle: Callable[[], Run],
+) -> list[str]:  # fmt: skip
+    """What is wrong with our run, in words: lines that should have been rewritten and were not, or the reverse; facts that are
+    not eager's; tensors that are not the oracle's. A difference that torch makes without our passes is not ours: AOTAutograd adds
+    up gradients in another order."""
+    lines = cancelled_lines(program, sites)
+    found = [*_lines(program, lines, sites)]
+    if facts := _facts(ours, eager):
+        found += _facts(ours, stock()) and facts
+    if [*_tensors(ours, oracle, lines)]:
+        found += _tensors(ours, stock_oracle(), lines)
+    return found
+
+
+def fail(program: Program, where: str, lines: set[int | None], found: list[str]) -> NoReturn:
+    cancelled = f"cancelled on lines {sorted(map(str, lines))}" if lines else "nothing cancelled"
+    raise Difference("\n".join([f"{where}, {cancelled}: {len(found)} difference(s)", *found, repr(program)]))
+
+
+def _lines(program: Program, lines: set[int | None], sites: Sequence[Site]) -> Iterator[str]:
+    if wrong := (lines - set(program.sites())) | (lines & set(program.near())):
+        yield f"cancelled on lines {wrong}, where there is no site"
+    if missed := set(program.sites()) - {line_of(program, site) for site in sites}:
+        yield f"the sites on lines {sorted(missed)} were not found"
+
+
+def _facts(ours: Run, eager: Run) -> list[str]:
+    names = dict.fromkeys([*eager.facts, *ours.facts])
+    pairs = {name: (ours.facts.get(name), eager.facts.get(name)) for name in names}
+    return [f"{name}: {mine}, and in eager {theirs}" for name, (mine, theirs) in pairs.items() if not _same_fact(mine, theirs)]
+
+
+def _tensors(ours: Run, oracle: Run, lines: set[int | None]) -> Iterator[str]:
+    for name in dict.fromkeys([*oracle.tensors, *ours.tensors]):
+        mine, theirs = ours.tensors.get(name), oracle.tensors.get(name)
+        if mine is None or theirs is None:
+            if mine is not theirs:
+                yield f"{name}: {mine}, and in the oracle {theirs}"
+        elif mine.dtype != theirs.dtype or mine.shape != theirs.shape:
+            yield f"{name}: {mine.dtype} {tuple(mine.shape)}, and in the oracle {theirs.dtype} {tuple(theirs.shape)}"
+        else:
+            # A cancelled zero is not added, and so does not turn -0 to 0.
+            wrong = ~same_bits(mine, theirs) & (mine != theirs if lines else True)
+            if wrong.any():
+                yield f"{name}: {describe(mine, theirs, wrong)}"

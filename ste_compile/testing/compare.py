@@ -1,0 +1,87 @@
+"""Two tensors, bit by bit and ulp by ulp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+ULP_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FARTHEST = torch.iinfo(torch.int64).max
+
+
+def same_bits(ours: Tensor, eager: Tensor) -> Tensor:
+    """Elementwise, for one dtype: the same bits, or both NaN (IEEE 754 leaves a NaN's sign and payload open, and eager's
+    vectorised and scalar kernels already differ in them). A complex number is two elements, in a last dimension of size 2."""
+    if ours.is_complex():
+        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
+    integer = INTEGERS[ours.element_size()]
+    bits = [t.detach().resolve_neg().contiguous().view(integer) for t in (ours, eager)]
+    return (bits[0] == bits[1]) | (_isnan(ours) & _isnan(eager))
+
+
+def _isnan(x: Tensor) -> Tensor:
+    return (x.float() if x.is_floating_point() and x.element_size() == 1 else x).isnan()  # fp8 has no kernel of its own
+
+
+def bitwise_equal(ours: Tensor, eager: Tensor) -> bool:
+    """Whether two tensors have one dtype, one shape and the same bits. A NaN equals any NaN; 0 and -0 differ.
+
+    Args:
+        ours, eager: any shape and dtype, floating point, complex, integer or bool. Strides are not looked at.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+
+        >>> bitwise_equal(torch.tensor([0.0, float("nan")]), torch.tensor([0.0, -float("nan")]))
+        True
+        >>> bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+        False
+    """
+    _check_tensors("bitwise_equal", ours, eager)
+    return ours.dtype == eager.dtype and ours.shape == eager.shape and bool(same_bits(ours, eager).all())
+
+
+def ulp_distance(ours: Tensor, eager: Tensor) -> Tensor:
+    """Elementwise, how many steps from one representable number to the next lie between the two.
+
+    0 and -0, and two NaNs, are 0 apart; a NaN and a number are as far apart as int64 can say, and so is what it cannot.
+
+    Args:
+        ours, eager: one shape, and one dtype of float16, bfloat16, float32, float64.
+
+    Returns:
+        An int64 tensor of that shape.
+
+    Raises:
+        TypeError: an argument is not a tensor, or the dtypes differ or are others.
+        ValueError: the shapes differ.
+
+        >>> ulp_distance(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.0000001, -0.0, float("nan")]))
+        tensor([                  1,                   0, 9223372036854775807])
+    """
+    _check_tensors("ulp_distance", ours, eager)
+    if ours.dtype != eager.dtype or ours.dtype not in ULP_DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in ULP_DTYPES)
+        raise TypeError(f"ulp_distance: ours and eager must have one dtype of {allowed}, got {ours.dtype} and {eager.dtype}")
+    if ours.shape != eager.shape:
+        raise ValueError(f"ulp_distance: the shapes must be equal, got {tuple(ours.shape)} and {tuple(eager.shape)}")
+    a, b = _rank(ours), _rank(eager)
+    distance = (a - b).abs()
+    overflow = ((a < 0) != (b < 0)) & (distance - a.abs() < 0)
+    nan = (ours.isnan(), eager.isnan())
+    distance = distance.masked_fill(overflow | (distance < 0) | (nan[0] ^ nan[1]), FARTHEST)
+    return distance.masked_fill(nan[0] & nan[1], 0)
+
+
+def _rank(x: Tensor) -> Tensor:
+    """The place of each number among all of its dtype, 0 for both zeros: an IEEE number's bits are its sign and that place."""
+    integer = INTEGERS[x.element_size()]
+    bits = x.detach().resolve_neg().contiguous().view(integer).long()
+    return torch.where(bits < 0, -(bits & torch.iinfo(integer).max), bits)
+
+
+def _check_tensors(name: str, ours: object, eager: object) -> None:
+    for argument, given in (("ours", ours), ("eager", eager)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name}: {argument} must be a tensor, got {type(given).__name__}")

@@ -1,0 +1,302 @@
+"""Compiled against eager, by the promise of a level."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch, backends, record
+from .. import numerics as levels
+from ..numerics import Numerics
+from ..report import Site
+from .compare import FARTHEST, ULP_DTYPES, bitwise_equal, same_bits, ulp_distance
+from .runs import Run, modules_of, run
+
+# our backend -> the same without the passes
+STOCK = {"ste_aot_eager": "aot_eager", "ste": "inductor"}
+OURS = {"ste_aot_eager": backends.ste_aot_eager, "ste": backends.ste}
+_calls = itertools.count()
+SHOWN = 8  # differences listed in a message
+
+
+def assert_equivalent(
+    fn_or_module: Callable[..., Any],
+    *args: Any,
+    numerics: Numerics = "exact",
+    backward: bool = True,
+    train: bool | None = None,
+    rng_seed: int = 0,
+    backend: str = "ste_aot_eager",
+    **kwargs: Any,
+) -> None:
+    """Run a function or module in eager and compiled, from one state, and hold everything a caller could see against each other.
+
+    Compared are: the outputs' values, structure, dtypes, shapes, strides, `requires_grad`, and what they share memory with; the
+    gradients of arguments and parameters; parameters, buffers and arguments after the call. The comparison is the level's own:
+
+    - `exact`: the same bits, where a NaN is a NaN.
+    - `finite`: `==` wherever eager is finite. Where it is not, a cancelled NaN or infinity may have been its cause, and nothing
+      is promised; a tensor that is nowhere finite in eager is an error, since nothing would have been tested.
+    - `algebraic`: as `finite`, or else no further from a float64 run of the model than eager: by element, at most 4 times eager's
+      largest error in that tensor, and 16 ulp of the tensor's largest magnitude. Eager's rounding errors are those of the
+      operations we share with it and those of the arithmetic that cancels, so ours cannot be expected to be larger, but they are
+      drawn anew: 4 is for that draw, and the 16 ulp are for tensors with few elements, where eager may be right by luck. A model
+      that rounds or compares the value of a site (a quantiser behind a quantiser) may turn a last bit into a step, which no bound
+      allows for.
+
+    Where no site was cancelled, every level is `exact`. A tensor that differs from eager's in the same way without our passes is
+    torch's difference and is accepted: AOTAutograd may add up gradients in another order. `backend="ste"` compares code that
+    Inductor generated, which rounds less often than eager whether with our passes or not: elements may be as far from
+    eager's as stock Inductor's furthest is, and half as much again, and 4 ulp of the tensor's largest magnitude.
+
+    Args:
+        fn_or_module: called with copies of `args` and `kwargs`; its parameters, buffers, gradients and training flag are as they
+            were afterwards, and so is the global random state. Of a function, the modules that it closes over or is a method of
+            count.
+        numerics: "exact", "finite" or "algebraic".
+        backward: also run and compare the backward, from every output that requires a gradient.
+        train: put modules into training mode (True) or inference mode (False) for the runs; None: as they are.
+        rng_seed: seeds torch's generators before each run, so that dropout draws the same numbers.
+        backend: "ste_aot_eager", where all but the sites runs on eager's own kernels, or "ste".
+
+    Raises:
+        AssertionError: they differ; the message names the tensors, the worst element, and the sites.
+        ValueError: `numerics` is not a level, or `backend` not one of the two.
+        TypeError: `fn_or_module` is not callable, or `train` or `rng_seed` is of another type.
+
+        >>> from ste_compile import ste_forward
+        >>> host, seed = torch.ones(2, 3), torch.randn(2, 3, requires_grad=True)
+        >>> assert_equivalent(ste_forward, host, seed, numerics="finite")
+    """
+    levels.check(numerics)
+    if not callable(fn_or_module):
+        raise TypeError(f"assert_equivalent: fn_or_module must be callable, got {type(fn_or_module).__name__}")
+    if backend not in STOCK:
+        raise ValueError(f"assert_equivalent: backend={backend!r} is not one of ours; allowed: {', '.join(map(repr, STOCK))}")
+    if not (train is None or isinstance(train, bool)):
+        raise TypeError(f"assert_equivalent: train must be True, False or None, got {train!r}")
+    if not isinstance(rng_seed, int):
+        raise TypeError(f"assert_equivalent: rng_seed must be an integer, got {rng_seed!r}")
+    how = {"backward": backward, "train": train, "rng_seed": rng_seed}
+    comparison = Comparison(fn_or_module, args, kwargs, how, numerics, backend)
+    if differences := comparison.differences():
+        raise AssertionError(comparison.message(differences))
+
+
+@dataclass
+class Comparison:
+    """The runs of one function, made when they are first asked for."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    how: dict[str, Any]
+    numerics: Numerics
+    backend: str
+    sites: tuple[Site, ...] = ()
+
+    def _run(self, compiled: Callable[[Callable[..., Any]], Callable[..., Any]], **more: Any) -> Run:
+        return run(compiled(self.fn), self.args, self.kwargs, modules_of(self.fn), **self.how, **more)
+
+    @cached_property
+    def eager(self) -> Run:
+        return self._run(lambda fn: fn)
+
+    @cached_property
+    def ours(self) -> Run:
+        backend = OURS[self.backend]
+        with _torch.compiling_alone(), record.collect(graphs=False) as recorder:
+            done = self._run(lambda fn: torch.compile(_own(fn), backend=_fresh(backend), options={"numerics": self.numerics}))
+        self.sites = recorder.sites()
+        return done
+
+    @cached_property
+    def stock(self) -> Run:
+        with _torch.compiling_alone():
+            return self._run(lambda fn: torch.compile(_own(fn), backend=STOCK[self.backend]))
+
+    @cached_property
+    def wide(self) -> Run | Exception:
+        try:
+            return self._run(lambda fn: fn, wide=True)
+        except Exception as error:
+            return error
+
+    @property
+    def level(self) -> Numerics:
+        cancelled = any(site.action == "cancelled" for site in self.sites)
+        return self.numerics if cancelled else "exact"
+
+    def differences(self) -> list[str]:
+        """In words, each thing about our run that differs from eager's and is neither permitted nor stock's own."""
+        eager, ours = self.eager, self.ours
+        found = []
+        for name in dict.fromkeys([*eager.facts, *ours.facts]):
+            have, want = ours.facts.get(name), eager.facts.get(name)
+            if not _same_fact(have, want) and not _same_fact(have, self.stock.facts.get(name)):
+                found.append(f"{name}: {_fact(have)}, and in eager {_fact(want)}")
+        for name in dict.fromkeys([*eager.tensors, *ours.tensors]):
+            found += self._tensor(name, ours.tensors.get(name), eager.tensors.get(name))
+        return found
+
+    def _tensor(self, name: str, ours: Tensor | None, eager: Tensor | None) -> Iterator[str]:
+        if ours is None and eager is None:
+            return
+        if ours is not None and eager is not None and bitwise_equal(ours, eager):
+            return
+        stock = self.stock.tensors.get(name)
+        if ours is None or eager is None:
+            if (ours is None) != (stock is None):
+                yield f"{name}: there is none, but in eager there is" if ours is None else f"{name}: there is none in eager"
+        elif ours.dtype != eager.dtype or ours.shape != eager.shape:
+            yield f"{name}: {ours.dtype} {tuple(ours.shape)}, and in eager {eager.dtype} {tuple(eager.shape)}"
+        else:
+            wrong = ~_permitted(ours, eager, self.level)
+            if wrong.any() and stock is not None and stock.dtype == ours.dtype and stock.shape == ours.shape:
+                wrong = ~_permitted(ours, stock, self.level) & wrong if self.backend == "ste" else wrong
+                if self.backend != "ste" and _permitted(ours, stock, self.level).all():
+                    return
+            yield from self._bounded(name, ours, eager, wrong)
+
+    def _bounded(self, name: str, ours: Tensor, eager: Tensor, wrong: Tensor) -> Iterator[str]:
+        note = ""
+        if wrong.any() and (eager.is_floating_point() or eager.is_complex()):
+            if self.backend == "ste":
+                wrong, note = self._no_further_than_stock(name, ours, eager, wrong)
+            elif self.level == "algebraic":
+                wrong, note = self._no_further_than_eager(name, ours, eager, wrong)
+        if wrong.any():
+            yield f"{name}: {describe(ours, eager, wrong)}{note}"
+        elif self.level != "exact" and eager.numel() and not eager.isfinite().any():
+            yield f"{name}: eager is nowhere finite, and of that numerics={self.numerics!r} promises nothing: use other inputs"
+
+    def _no_further_than_stock(self, name: str, ours: Tensor, eager: Tensor, wrong: Tensor) -> tuple[Tensor, str]:
+        stock = self.stock.tensors.get(name)
+        if stock is None or stock.shape != eager.shape:
+            return wrong, ""
+        bound = 1.5 * _largest(stock, eager) + 4 * _ulp(eager)
+        return wrong & ~(_error(ours, eager) <= bound), f"; stock Inductor's distance from eager allows {bound:.3g}"
+
+    def _no_further_than_eager(self, name: str, ours: Tensor, eager: Tensor, wrong: Tensor) -> tuple[Tensor, str]:
+        if isinstance(self.wide, Exception):
+            return wrong, (
+                f"; the bound of 'algebraic' needs a float64 run of the model, which failed: {self.wide!r}. Test it with "
+                "numerics='finite', or let the model take its dtype from its inputs"
+            )
+        wide = self.wide.tensors.get(name)
+        if wide is None or wide.shape != eager.shape:
+            return wrong, "; a float64 run of the model gives none to measure both against"
+        bound = 4 * _largest(eager, wide) + 16 * _ulp(eager)
+        return wrong & ~(_error(ours, wide) <= bound), f"; eager's distance from a float64 run allows {bound:.3g} from that"
+
+    def culprits(self) -> dict[str, list[str]]:
+        """Tensor -> the sites from which its difference flows: those that make it when they alone are rewritten."""
+        found: dict[str, list[str]] = {}
+        for index, site in enumerate(self.sites[:SHOWN]):
+            with backends.only_site(index):
+                alone = Comparison(self.fn, self.args, self.kwargs, self.how, self.numerics, self.backend)
+                for difference in alone.differences():
+                    found.setdefault(_name(difference), []).append(f"{site.file}:{site.line}" if site.file else site.node)
+        return found
+
+    def message(self, differences: list[str]) -> str:
+        asked = f"numerics={self.numerics!r}, backend={self.backend!r}"
+        lines = [f"not equivalent to eager at {asked}: {len(differences)} difference(s)"]
+        culprits = self.culprits()
+        for difference in differences[:SHOWN]:
+            sites = culprits.get(_name(difference))
+            lines += [f"  {difference}", f"    flows from the site at {', '.join(sites)}" if sites else "    from no site alone"]
+        if len(differences) > SHOWN:
+            lines.append(f"  and {len(differences) - SHOWN} more")
+        return "\n".join([*lines, *_sites(self.sites)])
+
+
+def _name(difference: str) -> str:
+    return difference.split(": ")[0]
+
+
+def _sites(sites: Sequence[Site]) -> list[str]:
+    """What was done to the sites of the model, where each stands in its source."""
+    return ["sites of the model:", *(f"  {site}" for site in sites)] if sites else ["no site was found in the model"]
+
+
+def describe(ours: Tensor, eager: Tensor, wrong: Tensor) -> str:
+    """How many elements are wrong, and the worst of them: the furthest in ulp, or the first where there are no ulp."""
+    if ours.is_complex():
+        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
+    distance = ulp_distance(ours, eager) if ours.dtype in ULP_DTYPES else wrong.long()
+    flat = int(distance.masked_fill(~wrong, -1).flatten().argmax())
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), ours.shape))
+    values = f"{_number(ours, flat)}, and in eager {_number(eager, flat)}"
+    text = f"{int(wrong.sum())} of {ours.numel()} elements differ, the worst at {at}: {values}"
+    if ours.dtype not in ULP_DTYPES:
+        return text
+    ulp = int(distance.flatten()[flat])
+    return text + (", not comparable in ulp" if ulp == FARTHEST else f", {ulp} ulp apart")
+
+
+def _number(x: Tensor, flat: int) -> str:
+    return repr(x.flatten()[flat].item())
+
+
+def _permitted(ours: Tensor, eager: Tensor, level: Numerics) -> Tensor:
+    same = same_bits(ours, eager)
+    if level == "exact" or not (eager.is_floating_point() or eager.is_complex()):
+        return same
+    if eager.is_complex():
+        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
+    if eager.element_size() == 1:
+        ours, eager = ours.float(), eager.float()
+    return same | (ours == eager) | ~eager.isfinite()
+
+
+def _error(x: Tensor, reference: Tensor) -> Tensor:
+    """|x - reference| in float64, of finite elements; NaN for others, which no bound admits."""
+    if x.is_complex():
+        x, reference = torch.view_as_real(x.resolve_conj()), torch.view_as_real(reference.resolve_conj())
+    error = (x.double() - reference.double()).abs()
+    return error.masked_fill(~(x.isfinite() & reference.isfinite()), float("nan"))
+
+
+def _largest(x: Tensor, reference: Tensor) -> float:
+    return float(_error(x, reference).nan_to_num(0).max())
+
+
+def _ulp(x: Tensor) -> float:
+    """An ulp of a tensor's largest finite magnitude, to within a factor of two."""
+    return torch.finfo(x.dtype).eps * _largest(x, torch.zeros_like(x))
+
+
+def _same_fact(a: Any, b: Any) -> bool:
+    try:
+        return type(a) is type(b) and bool(a == b or (a != a and b != b))
+    except Exception:  # an object that does not compare
+        return a is b
+
+
+def _fact(fact: Any) -> str:
+    text = repr(fact)
+    return text if len(text) < 200 else text[:197] + "..."
+
+
+def _own(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` behind a code object of its own: Dynamo keeps the compiled versions of one code object in one list, so that a shared
+    one would find the compiled code of others there, and count against the recompile limit. And of a name of its own: what
+    Dynamo has learned of the sizes of one name's arguments, it makes symbolic when the name comes again."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace(co_name=f"call_{next(_calls)}")
+    return call
+
+
+def _fresh(backend: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend that equals no other, so that after a graph break no code compiled by others is found."""
+    return lambda gm, inputs, **kwargs: backend(gm, inputs, **kwargs)

@@ -1,0 +1,202 @@
+"""Run a function or module once, on copies of its arguments, and note everything a caller could see."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .compare import bitwise_equal
+
+WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
+         torch.complex32: torch.complex128, torch.complex64: torch.complex128}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """What one run did: tensors by name (None where there is none, such as a missing gradient), and facts by name that are no
+    numbers: structure, dtypes, strides, what shares memory with what."""
+
+    tensors: dict[str, Tensor | None] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def modules_of(fn: Callable[..., Any]) -> dict[str, nn.Module]:
+    """The modules whose state a call may read or change, by the prefix of their tensors' names: `fn` itself, what it is a method
+    of, and what it closes over."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if isinstance(fn, nn.Module):
+        return {"": fn}
+    found = {"": getattr(fn, "__self__", None)}
+    cells = getattr(fn, "__closure__", None) or ()
+    for name, cell in zip(getattr(getattr(fn, "__code__", None), "co_freevars", ()), cells):
+        with contextlib.suppress(ValueError):  # a cell not filled yet
+            found[f"{name}."] = cell.cell_contents
+    return {prefix: module for prefix, module in found.items() if isinstance(module, nn.Module)}
+
+
+@contextlib.contextmanager
+def state_kept(modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Parameters, buffers, gradients, training flags and the global random state are afterwards as they were."""
+    parts = [part for module in modules.values() for part in module.modules()]
+    training = [(part, part.training) for part in parts]
+    tables = [(table, dict(table)) for part in parts for table in (part._parameters, part._buffers)]
+    tensors = {id(t): t for _, entries in tables for t in entries.values() if t is not None}
+    contents = [(t, t.data, t.detach().clone(), t.grad) for t in tensors.values()]
+    copies = {id(b): b.detach().clone() for part in parts for b in part._buffers.values() if b is not None}
+    for part in parts:  # buffers are written to in a forward, and a graph that waits for its backward may have saved them
+        part._buffers.update({name: b if b is None else copies[id(b)] for name, b in part._buffers.items()})
+    gradients = [(grad, grad.detach().clone()) for *_, grad in contents if grad is not None]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
+        for tensor, data, content, grad in contents:
+            tensor.data, tensor.grad = data, grad
+            _write_back(tensor, content)
+        for grad, content in gradients:
+            _write_back(grad, content)
+        for part, flag in training:
+            part.training = flag
+
+
+def _write_back(tensor: Tensor, content: Tensor) -> None:
+    if not bitwise_equal(tensor, content):  # a needless write would invalidate a graph that waits for its backward
+        with torch.no_grad():
+            tensor.copy_(content)
+
+
+def run(
+    fn: Callable[..., Any], args: tuple, kwargs: dict, modules: dict[str, nn.Module], *, backward: bool, train: bool | None,
+    rng_seed: int, wide: bool = False,
+) -> Run:  # fmt: skip
+    """Call `fn` on copies, once, and again backwards; `wide` in float64 throughout."""
+    done = Run()
+    with state_kept(modules), _Wide() if wide else contextlib.nullcontext():
+        for module in modules.values():
+            if train is not None:
+                module.train(train)
+            if wide:
+                module.double()
+        state = _state(modules)
+        for tensor in state.values():
+            tensor.grad = None
+        torch.manual_seed(rng_seed)
+        leaves, (args, kwargs) = _copied((args, kwargs), wide)
+        differentiable = [leaf.requires_grad for leaf in leaves]  # before the call: a mutated one may come to need a gradient
+        names = _argument_names(args, kwargs)
+        out = fn(*args, **kwargs)
+        outputs = {_path("output", path): leaf for path, leaf in pytree.tree_flatten_with_path(out)[0]}
+        done.facts["structure of the output"] = pytree.tree_structure(out)
+        note_outputs(done, outputs, {**names, **state})
+        done.tensors |= {n: t.detach().clone() for n, t in outputs.items() if isinstance(t, Tensor)}
+        done.tensors |= {f"{n} after the call": t.detach().clone() for n, t in names.items()}
+        if backward:
+            _backward(outputs)
+            done.tensors |= {f"gradient of {n}": None if leaf.grad is None else leaf.grad.detach().clone()
+                             for n, leaf, wanted in zip(names, leaves, differentiable) if wanted}  # fmt: skip
+            done.tensors |= {f"gradient of {n}": None if t.grad is None else t.grad.detach().clone()
+                             for n, t in state.items() if t.requires_grad}  # fmt: skip
+        done.tensors |= {f"{n} after the call": t.detach().clone() for n, t in _state(modules).items()}
+    return done
+
+
+def _state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for prefix, module in modules.items():
+        named |= {f"parameter {prefix + name!r}": p for name, p in module.named_parameters()}
+        named |= {f"buffer {prefix + name!r}": b for name, b in module.named_buffers()}
+    return named
+
+
+def _argument_names(args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    leaves = [(_path(f"argument {i}", path), leaf)
+              for i, a in [*enumerate(args), *((repr(k), v) for k, v in kwargs.items())]
+              for path, leaf in pytree.tree_flatten_with_path(a)[0]]  # fmt: skip
+    return {name: leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
+
+
+def _path(name: str, path: Any) -> str:
+    return name + pytree.keystr(path)
+
+
+def _copied(tree: Any, wide: bool) -> tuple[list[Tensor], Any]:
+    """An equal copy, with the strides and the shared memory of the original, and the tensors in it that gradients reach. A tensor
+    that some graph has computed is computed again, since a leaf may not be written to in place."""
+    memo: dict[int, Any] = {}
+    leaves: list[Tensor] = []
+
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in made:
+            fresh = copy.deepcopy(leaf if leaf.is_leaf else leaf.detach(), memo)
+            fresh = fresh.to(WIDER.get(leaf.dtype, leaf.dtype)) if wide else fresh
+            fresh = fresh.detach().requires_grad_(leaf.requires_grad)
+            made[id(leaf)] = fresh, fresh if leaf.is_leaf else fresh.clone()
+        leaves.append(made[id(leaf)][0])
+        return made[id(leaf)][1]
+
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    tree = pytree.tree_map(copied, tree)
+    return leaves, tree
+
+
+def note_outputs(done: Run, outputs: dict[str, Any], inputs: dict[str, Tensor]) -> None:
+    """What can be told of outputs besides their numbers."""
+    before: dict[str, Tensor] = dict(inputs)
+    for name, out in outputs.items():
+        if not isinstance(out, Tensor):
+            done.facts[name] = out
+            continue
+        done.facts[f"dtype, shape and device of {name}"] = str(out.dtype), tuple(out.shape), str(out.device)
+        done.facts[f"strides of {name}"] = _seen_strides(out)
+        done.facts[f"requires_grad of {name}"] = out.requires_grad
+        done.facts[f"what {name} is"] = [other for other, t in before.items() if t is out]
+        done.facts[f"what {name} shares memory with"] = [
+            (other, out.storage_offset() - t.storage_offset()) for other, t in before.items()
+            if _storage(t) is not None and _storage(t) == _storage(out)
+        ]  # fmt: skip
+        before[name] = out
+
+
+def _seen_strides(tensor: Tensor) -> tuple[int | None, ...]:
+    """The strides of dimensions with more than one element, which is where a stride is seen."""
+    return tuple(s if n > 1 else None for s, n in zip(tensor.stride(), tensor.shape)) if tensor.numel() else ()
+
+
+def _storage(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage()._cdata if tensor.numel() else None
+    except (NotImplementedError, RuntimeError):  # sparse tensors, some subclasses
+        return None
+
+
+def _backward(outputs: dict[str, Any]) -> None:
+    """Backwards from every output at once. What comes in is drawn from the multiples of 1/8 up to 2, which every floating dtype
+    can hold, so that an element that goes astray shows."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [t for t in outputs.values() if isinstance(t, Tensor) and t.requires_grad]
+    incoming = [torch.randint(1, 17, t.shape, generator=generator).mul(0.125).to(t.dtype).to(t.device) for t in tensors]
+    if tensors:
+        torch.autograd.backward(tensors, incoming)
+
+
+class _Wide(TorchDispatchMode):
+    """Makes float64 of every narrower floating dtype that code asks for by name. (Autocast leaves float64 alone by itself.)"""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map_only(torch.dtype, lambda d: WIDER.get(d, d), (args, kwargs or {}))
+        return func(*args, **kwargs)

@@ -1,0 +1,92 @@
+"""Straight-through sites, and what only looks like one, as source text.
+
+`v` is the value, `s` the surrogate; both are names of tensors. A line may hold one site, written `SITE(expression; value)`: a
+program reads it as the expression, and the oracle of the levels that cancel it as the value with the expression's gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """`lines` are assignments, of which the last gives the result. `same`: the operands must have one dtype and shape."""
+
+    name: str
+    lines: tuple[str, ...]
+    same: bool = False
+
+
+def _site(name: str, expression: str, value: str = "{v}", **options: bool) -> Spelling:
+    return Spelling(name, (f"{{out}} = SITE({expression}; {value})",), **options)
+
+
+SITES = (
+    _site("seed", "{v} + ({s} - {s}.detach())"),
+    _site("seed_commuted", "({s} - {s}.detach()) + {v}"),
+    _site("seed_subtracted", "{v} - ({s}.detach() - {s})"),
+    _site("seed_data", "{v} + ({s} - {s}.data)"),
+    _site("cast_before_detach", "{v} + ({s}.to({v}.dtype) - {s}.to({v}.dtype).detach())"),
+    _site("cast_after_detach", "{v} + ({s}.to({v}.dtype) - {s}.detach().to({v}.dtype))"),
+    _site("cast_type_as", "{v} + ({s}.type_as({v}) - {s}.type_as({v}).detach())"),
+    _site("cast_float", "{v} + ({s}.float() - {s}.float().detach())"),
+    _site("cast_bfloat16", "{v} + ({s}.bfloat16() - {s}.detach().bfloat16())"),
+    _site("cast_twice", "{v} + ({s}.half().to({v}.dtype) - {s}.half().to({v}.dtype).detach())"),
+    _site("cast_difference", "{v} + ({s} - {s}.detach()).to({v}.dtype)"),
+    _site("vq", "{s} + ({v} - {s}).detach()"),
+    _site("vq_commuted", "({v} - {s}).detach() + {s}"),
+    _site("vq_subtracted", "{s} - ({s} - {v}).detach()"),
+    _site("gumbel", "{v} - {s}.detach() + {s}"),
+    _site("gumbel_parentheses", "({v} - {s}).detach() + {s}"),
+    _site("five_term", "{v}.detach() - {s}.detach() + {s}"),
+    _site("trailing", "{v} + {s} - {s}.detach()"),
+    _site("trailing_detached", "{v}.detach() + {s} - {s}.detach()"),
+    _site("clip", "{s} - {s}.detach() + torch.clip({s}, -1, 1).detach()", "torch.clip({s}, -1, 1)"),
+    _site("gradient_scale", "({s} - {s} * 0.3).detach() + {s} * 0.3", "{s}"),
+    _site("blend", "{s}.detach() + ({s} - {s}.detach()) * 0.3", "{s}"),
+    _site("blend_tensor", "{s}.detach() + ({s} - {s}.detach()) * {v}", "{s}"),
+    Spelling("nested", ("{out} = {s} * SITE({v}.detach() - {s}.detach() + {s}; {v})",)),
+    _site("alpha", "torch.sub(torch.add({v}, {s}, alpha=2), {s}.detach(), alpha=2)"),
+    _site("negated", "-({s}.detach() - {s}) + {v}"),
+    _site("value_subtracted", "({s} - {s}.detach()) - {v}", "-{v}"),
+    _site("python_scalar", "1.0 + ({s} - {s}.detach()) * {v}", "torch.tensor(1.0)"),
+    _site("python_scalar_reassociated", "(0.1 - {s}).detach() + {s}", "torch.tensor(0.1, dtype=torch.float64)"),
+    Spelling("in_place", ("{a} = {v}.clone()", "{a}.add_({s})", "{out} = SITE({a}.sub_({s}.detach()); {v})"), same=True),
+    Spelling("in_place_zero", ("{a} = {s}.clone()", "{a}.sub_({s}.detach())", "{out} = SITE({a}.add_({v}); {v})"), same=True),
+    Spelling("two_seeds", ("{a} = SITE({v} + ({s} - {s}.detach()); {v})", "{b} = {s}.tanh()",
+                           "{out} = SITE({a} + ({b} - {b}.detach()); {a})")),
+    Spelling("two_surrogates", ("{out} = SITE({v} + {s} + {s}.sin() - {s}.detach() - {s}.sin().detach(); {v})",)),
+    Spelling("site_of_site", ("{a} = SITE({v} + ({s} - {s}.detach()); {v})", "{b} = {s}.sin()",
+                              "{out} = SITE({b} + ({a} - {b}).detach(); {a})")),
+    Spelling("shared_surrogate", ("{a} = SITE({v} + ({s} - {s}.detach()); {v})", "{b} = {v}.sin()",
+                                  "{b} = SITE({b} + ({s} - {s}.detach()); {b})", "{out} = {a} * {b}")),
+    Spelling("shared_zero", ("{a} = {s} - {s}.detach()", "{b} = SITE({v} + {a}; {v})", "{c} = {v}.sin()",
+                             "{a} = SITE({c} + {a} * 0.5; {c})", "{out} = {a} * {b}")),
+    Spelling("shared_difference", ("{a} = ({v} - {s}).detach()", "{b} = SITE({s} + {a}; {v})", "{c} = SITE({a} + {s}; {v})",
+                                   "{out} = {c} * {b}")),
+    Spelling("viewed_zero", ("{a} = ({s} - {s}.detach()).flatten().reshape({s}.shape)", "{out} = SITE({v} + {a}; {v})")),
+)  # fmt: skip
+
+# No line of these may be rewritten.
+NEAR = (
+    Spelling("no_marker", ("{out} = {v} + ({s} - {s})",)),
+    Spelling("both_detached", ("{out} = {v} + ({s}.detach() - {s}.detach())",)),
+    Spelling("no_residual", ("{out} = {s} - {s}.detach()",)),
+    Spelling("lerp", ("{out} = {v} + 0.3 * ({s} - {v})",)),
+    Spelling("lerp_detached", ("{out} = {v}.detach() + 0.3 * ({s} - {v})",)),
+    Spelling("torch_lerp", ("{out} = torch.lerp({v}, {s}.detach(), 0.3)",), same=True),
+    Spelling("gradient_by_sum", ("{out} = 0.5 * {v} + 0.5 * {v}.detach()",)),
+    Spelling("gradient_reversal", ("{out} = 2 * {v}.detach() - {v}",)),
+    Spelling("different_values", ("{out} = {v} + ({s} - {s}.sin().detach())",)),
+    Spelling("scaled_apart", ("{out} = {v} + 0.3 * {s} - 0.2 * {s}.detach()",)),
+    Spelling("two_dropouts", ("{out} = {v} + (F.dropout({s}) - F.dropout({s}).detach())",)),
+    Spelling("split_precision", ("{out} = {v} + ({s}.double() - {s}.double().half().double().detach())",)),
+    Spelling("split_precision_trailing", ("{out} = ({v} + {s}.double()) - {s}.double().half().double().detach()",)),
+    Spelling("kahan", ("{a} = {v} + {s}", "{out} = ({a} - {v}) - {s}")),
+    Spelling("kahan_detached", ("{a} = {v} + {s}", "{out} = ({a} - {v}.detach()) - {s}")),
+    Spelling("kahan_in_one", ("{a} = {v} + {s}", "{b} = {v}.cos()", "{out} = ({b} + {s}) - ({a} - {v}.detach())")),
+    Spelling("two_sum", ("{a} = {v} + {s}", "{b} = {a} - {v}.detach()", "{out} = ({v} - ({a} - {b})) + ({s} - {b})")),
+    Spelling("measured", ("{a} = {s} + ({v} - {s}).detach()", "{out} = {a} - {v}.detach()")),
+    Spelling("magic_constant", ("{out} = ({v} + 12582912.0).detach() - 12582912.0",)),
+)

@@ -1,0 +1,90 @@
+"""What random programs have found, each as the few lines it shrank to."""
+
+import pytest
+import torch
+
+import ste_compile
+from ste_compile.testing import assert_equivalent
+
+LEVELS = ("exact", "finite", "algebraic")
+
+
+@pytest.mark.parametrize("numerics", LEVELS)
+def test_a_cast_value_needs_no_gradient_in_inference(numerics):
+    """Given a value that is cast where its site was, in inference, then the result does not require a gradient, as eager's does not.
+    (The eager kernel of `prims.convert_element_type` hands `requires_grad` on, under no_grad too.)"""
+    host, seed = torch.randn(3).bfloat16().requires_grad_(), torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        assert_equivalent(lambda h, s: h + (s - s.detach()), host, seed, numerics=numerics)
+
+
+@pytest.mark.parametrize("swapped", (False, True))
+@pytest.mark.parametrize("numerics", LEVELS)
+def test_a_site_of_two_layouts_has_the_layout_of_its_first_operand(numerics, swapped):
+    """Given a channels_last tensor and a contiguous one, a sum has the layout of the first: so has the fused operator, which adds
+    the other way round."""
+    x, q = torch.randn(2, 4, 3, 4).to(memory_format=torch.channels_last), torch.randn(2, 4, 3, 4)
+    x, q = (q, x) if swapped else (x, q)
+    for fn in (lambda x, q: x + (q - x).detach(), lambda x, q: (q - x).detach() + x, lambda h, s: (s - s.detach()) + h):
+        assert_equivalent(fn, x.requires_grad_(), q.requires_grad_(), numerics=numerics)
+
+
+@pytest.mark.parametrize("surrogate", (lambda s: s + 1, lambda s: 1 - s, lambda s: 2 * s - 1), ids=("s + 1", "1 - s", "2 * s - 1"))
+def test_a_surrogate_with_a_constant_in_it_is_one(surrogate):
+    """Given a surrogate that adds a Python number, whose two occurrences cancel as the surrogate's do, the site is found."""
+    for fn in (
+        lambda q, s: (q - surrogate(s)).detach() + surrogate(s),
+        lambda q, s: q - surrogate(s).detach() + surrogate(s),
+    ):
+        torch._dynamo.reset()
+        with ste_compile.collect() as recorder:
+            compiled = torch.compile(fn, backend="ste_aot_eager", options={"numerics": "algebraic"})
+            q, s = torch.randn(9), torch.randn(9, requires_grad=True)
+            assert torch.equal(compiled(q, s), q)
+        assert [site.action for site in recorder.sites()] == ["cancelled"]
+
+
+def test_a_constant_that_cancels_alone_rounds():
+    """Given a magic constant beside a site, it is added and subtracted still."""
+
+    def fn(x, s):
+        return ((x + 12582912.0) - 12582912.0) + (s - s.detach()), (x + s - s.detach() + 12582912.0) - 12582912.0
+
+    args = torch.randn(9), torch.randn(9)
+    assert all(map(torch.equal, torch.compile(fn, backend="ste_aot_eager", options={"numerics": "algebraic"})(*args), fn(*args)))
+
+
+@pytest.mark.parametrize("numerics", LEVELS)
+def test_sites_that_share_a_difference_in_two_dtypes(numerics):
+    """Given a 0-dim bfloat16 value, which the operator does not cover, and one difference in two sites, both are fused."""
+
+    def fn(x, v):
+        difference = (v - x).detach()
+        return (x + difference) * (difference + x)
+
+    assert_equivalent(fn, torch.randn(3, 4, requires_grad=True), torch.randn((), dtype=torch.bfloat16), numerics=numerics)
+
+
+def test_a_compensation_read_from_a_fused_site_is_no_worse_than_stock():
+    """Given a compensated sum of 16-bit numbers that the same kernel computes, then under Inductor its error term is as small as
+    stock's."""
+
+    def fn(x, y):
+        v = y.cos()
+        return ((x + v) - x.detach()) - v
+
+    assert_equivalent(fn, torch.randn(3, 4).bfloat16(), torch.randn(3, 1).half(), backend="ste")
+
+
+def test_a_surrogate_that_is_itself_half_detached():
+    """Given a surrogate of which a part is already detached, its detached copy cancels it all the same."""
+
+    def fn(x, q):
+        soft = 0.5 * x + 0.5 * x.detach()
+        return soft + (q - soft).detach()
+
+    with ste_compile.collect() as recorder:
+        compiled = torch.compile(fn, backend="ste_aot_eager", options={"numerics": "algebraic"})
+        x, q = torch.randn(9, requires_grad=True), torch.randn(9)
+        assert torch.equal(compiled(x, q), q)
+    assert [site.action for site in recorder.sites()] == ["cancelled"]
