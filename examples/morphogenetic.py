@@ -30,7 +30,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import ste_compile
-from ste_compile.report import collect
 
 WIDTH, BATCH = 48, 128
 LEVELS = ("exact", "finite", "algebraic")
@@ -144,10 +143,11 @@ class Contestant:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with collect() as outcomes, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with ste_compile.collect() as recorder, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = self.loss(images, labels)
         self.saved = sum(saved.values())
-        self.sites = tuple(sum(o.action == action for o in outcomes) for action in ("cancelled", "fused"))
+        actions = [site.action for site in recorder.sites()]
+        self.sites = tuple(actions.count(action) for action in ("cancelled", "fused"))
         loss.backward()
         self.first_loss = loss.item()
         self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}

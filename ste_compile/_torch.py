@@ -5,30 +5,153 @@ A name that moves between versions is mended here.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import utils as dynamo_utils
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config as functorch_config
+from torch._functorch._aot_autograd.descriptors import GradAOTOutput
+from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
+from torch.fx import Graph, GraphModule, Node
 
 ROUNDS_ON_REQUEST = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
+
+# `torch.compile(isolate_recompiles=True)`: what it compiles is kept apart from the other versions of the same code. New in 2.13.
+ISOLATED = {"isolate_recompiles": True} if ROUNDS_ON_REQUEST else {}
 
 # What `torch.compile(backend="inductor")` wraps its `mode` and `options` in: checks them, and merges them into a config.
 InductorBackend = torch._TorchCompileInductorWrapper
 
 __all__ = [
+    "ISOLATED",
     "CustomGraphPass",
     "InductorBackend",
+    "Kernel",
     "aot_autograd",
+    "compile_id",
+    "compiling_alone",
+    "forward_outputs",
     "get_hash_for_files",
+    "graph_break_reason",
     "inductor_config",
     "inductor_ir",
     "is_stored",
+    "joint_graph",
+    "kernels",
     "min_cut_rematerialization_partition",
+    "parameter_indices",
     "rounded_to",
+    "saved",
+    "trace_artifact",
+    "trace_enabled",
+    "uncompiled",
 ]
+
+
+def compile_id() -> str:
+    """Dynamo's name of the graph being compiled, "0/0"; "" outside a compilation."""
+    return str(torch._guards.CompileContext.current_compile_id() or "")
+
+
+def parameter_indices(gm: GraphModule) -> frozenset[int]:
+    """Which inputs of a graph from Dynamo are parameters or buffers. AOTAutograd keeps the order of the inputs."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    tagged = (node.meta.get("tensor_dict", {}) for node in inputs)
+    return frozenset(i for i, tags in enumerate(tagged) if "_dynamo_static_input_type" in tags)
+
+
+def forward_outputs(graph: Graph) -> list[Node]:
+    """Of the results of a joint graph, those of the forward; of any other graph, all. AOTAutograd describes each (from 2.11)."""
+    output = graph.output_node()
+    outputs = output.args[0] if isinstance(output.args[0], (list, tuple)) else output.args
+    describe = output.meta.get("desc") or [""] * len(outputs)
+    forward = itertools.takewhile(lambda each: each is not None and not isinstance(each, GradAOTOutput), describe)
+    return [node for node, _ in zip(outputs, forward) if isinstance(node, Node)]
+
+
+def saved(graph: Graph) -> list[Node]:
+    """What a partitioned forward graph keeps for the backward, while it is compiled: its results after those the user gets."""
+    context = torch._guards.TracingContext.try_get()
+    outputs = graph.output_node().args[0]
+    if context is None or context.fw_metadata is None or isinstance(outputs, Node):  # a higher-order operator's graph
+        return []
+    return [node for node in outputs[context.fw_metadata.num_forward :] if isinstance(node, Node)]
+
+
+def graph_break_reason(file: str, line: int) -> str:
+    """Why Dynamo broke the graph at a line, in a sentence, and where that was if it was in a call made there; "" if unknown."""
+    for reason in reversed(dynamo_utils.graph_break_reasons):
+        stack = list(reason.user_stack)
+        if any(frame.filename == file and frame.lineno == line for frame in stack):
+            lines = [text.strip() for text in reason.reason.strip().splitlines()]
+            explanation = next((text for text in lines if text.startswith("Explanation: ")), "").removeprefix("Explanation: ")
+            inner = stack[-1]
+            inside = "" if (inner.filename, inner.lineno) == (file, line) else f" (inside, at {inner.filename}:{inner.lineno})"
+            return f"{lines[0]}{inside}. {explanation}".strip()
+    return ""
+
+
+def trace_enabled() -> bool:
+    """Whether TORCH_TRACE asks for structured artifacts. (Log capture, as pytest's, is a handler too, and asks for nothing.)"""
+    return any(isinstance(handler, LazyTraceHandler) for handler in trace_log.handlers)
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """A file among those that `tlparse` shows of the graph being compiled; nothing without TORCH_TRACE."""
+    if trace_enabled():
+        trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What Inductor launches as one: a generated kernel, or a call into a library. `origins` are the graph nodes computed there;
+    `reads` and `writes` are bytes by buffer."""
+
+    origins: frozenset[Node]
+    reads: dict[str, int]
+    writes: dict[str, int]
+
+
+def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, frozenset[Node]]]:
+    """Of the scheduler's nodes after fusion (`_post_fusion_custom_pass`): the graph's kind, its kernels, and for each buffer the
+    graph nodes that made it. Counted as `GraphLowering.count_bytes` counts."""
+    from torch._inductor import ir
+    from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode
+    from torch._inductor.virtualized import V
+
+    found, made_by = [], {}
+    for each in scheduled:
+        for inner in each.get_nodes():
+            origins = frozenset(inner.node.get_origins()) if inner.node is not None else frozenset()
+            made_by.update((buffer.get_name(), origins) for buffer in inner.get_outputs())
+        if isinstance(each, NopKernelSchedulerNode):
+            continue
+        if isinstance(each, ExternKernelSchedulerNode) and isinstance(each.node, ir.MultiOutput):
+            continue  # one result of a kernel that is in the list itself
+        origins = frozenset().union(*(inner.node.get_origins() for inner in each.get_nodes() if inner.node is not None))
+        reads = each.get_read_write_buffer_accesses(include_reads=True, include_writes=False)
+        writes = each.get_read_write_buffer_accesses(include_reads=False, include_writes=True)
+        found.append(Kernel(origins, reads, writes))
+    kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
+    return kind, found, made_by
+
+
+def uncompiled(fn: Any) -> Any:
+    """What `torch.compile` or `Module.compile` was given, where `fn` is what it returned or changed; else `fn`."""
+    if isinstance(fn, torch.nn.Module):
+        fn = getattr(fn, "_orig_mod", fn)
+        return fn._call_impl if getattr(fn, "_compiled_call_impl", None) is not None else fn
+    return getattr(fn, "_torchdynamo_orig_callable", fn)
 
 
 def inductor_ir() -> tuple[Any, Any, Any, Any]:
@@ -61,3 +184,22 @@ def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> An
         return ops.to_dtype(ops.to_dtype(x, dtype, use_compute_types=False), torch.float32)
     x = ops.to_dtype(ops.mul(x, ops.constant(1.0, torch.float32)), dtype, use_compute_types=False)
     return ops.to_dtype(x if ROUNDS_ON_REQUEST else ops.to_dtype(x, torch.float64), torch.float32)
+
+
+@contextlib.contextmanager
+def compiling_alone() -> Iterator[None]:
+    """Compile as a test must: every pass runs (a graph from a cache has met none), nothing falls back to eager because the same
+    code was compiled too often, and random operators draw eager's numbers under Inductor too."""
+    with (
+        functorch_config.patch(enable_autograd_cache=False),
+        inductor_config.patch(fx_graph_cache=False, fallback_random=True),
+        dynamo_config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16),
+    ):
+        yield
+
+
+def joint_graph(fn: Callable[..., Any], args: tuple[Any, ...]) -> torch.fx.GraphModule:
+    """AOTAutograd's joint graph of a function that neither mutates an input nor returns one; it raises a RuntimeError else. Nodes
+    keep what `torch.fx.traceback.current_meta` says when they are made."""
+    with torch.fx.traceback.preserve_node_meta():
+        return aot_export_joint_simple(fn, args, trace_joint=True)

@@ -8,10 +8,13 @@ Inductor's caches keep working: a pass's `uuid` hashes this package's sources an
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
-from . import _torch, lowering, report
+from . import _torch, dump, lowering, record
 from . import numerics as levels
 from .numerics import Numerics
-from .passes import cancel, fuse, recognise, tag
+from .passes import UNDONE, Outcome, Site, cancel, fuse, recognise, release, tag
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +34,58 @@ JOINT, POST_GRAD = "joint_custom_pre_pass", "post_grad_custom_pre_pass"
 
 def run_joint(graph: Graph, numerics: Numerics) -> None:
     """Recognise, cancel and tag, in place: what happens to a joint or inference graph."""
-    sites = recognise(graph)
-    outcomes = cancel(graph, sites, numerics)
-    for site, outcome in zip(sites, outcomes, strict=True):
+    known = _guarded(record.begin, graph, numerics, dump.recorders())
+    sites = _chosen(recognise(graph))
+    outcomes = _reported(cancel(graph, sites, numerics))
+    for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
         if outcome.action == "left":
-            tag(site)
-    report.add(outcomes)
+            tag(site, record.key(known, index))
+    if known:
+        _guarded(record.end, known, graph, sites, outcomes)
+
+
+_only: ContextVar[tuple[int, Iterator[int]] | None] = ContextVar("ste_compile_only", default=None)
+
+
+@contextlib.contextmanager
+def only_site(index: int) -> Iterator[None]:
+    """Rewrite, in what is compiled inside the block, only the site of this number: which one makes a difference."""
+    token = _only.set((index, itertools.count()))
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+def _chosen(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    if (only := _only.get()) is None:
+        return sites
+    index, numbers = only
+    return tuple(site for site in sites if next(numbers) == index)
 
 
 def run_post_grad(graph: Graph) -> None:
     """Fuse, in place: what happens to a graph about to be compiled."""
-    report.add(fuse(graph))
+    release(graph)
+    outcomes = _reported(fuse(graph))
+    _guarded(record.compiled, graph, outcomes)
 
 
-def _guarded(run: Callable[..., None], graph: Graph, *args: Any) -> None:
-    """A failure in a pass costs its rewrites, never the compile; STE_COMPILE_STRICT=1 raises it."""
+def _reported(outcomes: list[Outcome]) -> list[Outcome]:
+    """Warn of each rewrite that failed its check and was undone. STE_COMPILE_STRICT=1 raises."""
+    for outcome in outcomes:
+        if outcome.reason.startswith(UNDONE):
+            message = f"ste_compile: at {outcome.result.name}, {outcome.reason}"
+            if os.environ.get("STE_COMPILE_STRICT") == "1":
+                raise AssertionError(message)
+            warnings.warn(message, stacklevel=2)
+    return outcomes
+
+
+def _guarded(run: Callable[..., Any], *args: Any) -> Any:
+    """A failure in a pass costs its rewrites, one in the record its report, neither the compile. STE_COMPILE_STRICT=1 raises."""
     try:
-        run(graph, *args)
+        return run(*args)
     except Exception as error:
         if os.environ.get("STE_COMPILE_STRICT") == "1":
             raise
@@ -65,7 +103,7 @@ class JointPass(_torch.CustomGraphPass):
         _guarded(run_joint, graph, self.numerics)
 
     def uuid(self) -> Any:
-        return _sources_hash(), self.numerics
+        return _uuid() and (_uuid(), self.numerics)
 
 
 class PostGradPass(_torch.CustomGraphPass):
@@ -76,7 +114,7 @@ class PostGradPass(_torch.CustomGraphPass):
         _guarded(run_post_grad, graph)
 
     def uuid(self) -> Any:
-        return _sources_hash()
+        return _uuid()
 
 
 class Chain(_torch.CustomGraphPass):
@@ -94,8 +132,11 @@ class Chain(_torch.CustomGraphPass):
         return tuple(ids) if all(ids) else None  # one pass without an identity: not cached, as in stock
 
 
-def _sources_hash() -> bytes:
-    """Of everything that decides what the passes do to a graph."""
+def _uuid() -> bytes | None:
+    """A hash of everything that decides what the passes do to a graph; None, which keeps it out of the caches, where they are
+    watched: a graph from a cache runs no pass."""
+    if record.wanted() or dump.recorders():
+        return None
     here = Path(__file__).parent
     passes = Path(recognise.__code__.co_filename).parent
     return _torch.get_hash_for_files(tuple(map(str, sorted([*here.glob("*.py"), *passes.glob("*.py")]))))
@@ -119,13 +160,14 @@ def inductor_options(*, numerics: Numerics = "exact", options: Mapping[str, Any]
     """
     merged = dict(options or {})
     for hook, ours in ((JOINT, JointPass(levels.check(numerics))), (POST_GRAD, PostGradPass())):
-        merged[hook] = _chained(merged.get(hook, getattr(_torch.inductor_config, hook)), ours)
+        merged[hook] = chained(merged.get(hook, getattr(_torch.inductor_config, hook)), ours)
     return merged
 
 
-def _chained(theirs: Any, ours: Any) -> Any:
-    flat = [each for each in _flatten(theirs) if not isinstance(each, type(ours))]
-    return Chain([*flat, ours]) if flat else ours
+def chained(theirs: Any, last: Any) -> Any:
+    """One pass that runs `theirs` (None, a pass, or a list) without any of ours among them, then `last`."""
+    flat = [each for each in _flatten(theirs) if not isinstance(each, (JointPass, PostGradPass))]
+    return Chain([*flat, last]) if flat else last
 
 
 def _flatten(passes: Any) -> Iterator[Any]:
@@ -151,12 +193,23 @@ class Backend:
         options = dict(options or {})
         if (asked := options.pop("numerics", self.numerics)) != self.numerics:
             raise ValueError(f"this backend's level is {self.numerics!r}; options={{'numerics': {asked!r}}} needs backend='ste'")
-        inductor = _torch.InductorBackend(mode, None, None)
-        inductor.apply_options(inductor_options(numerics=self.numerics, options={**inductor.config, **options}))
-        return inductor(gm, example_inputs)
+        recorders = dump.recorders(options.pop("dump", None))
+        mode_options = _torch.InductorBackend(mode, None, None).config
+        options = inductor_options(numerics=self.numerics, options={**mode_options, **options})
+        return compile_with(gm, example_inputs, options, recorders)
 
     def reset(self) -> None:
         _torch.InductorBackend(None, None, None).reset()
+
+
+def compile_with(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any], recorders: Sequence[record.Recorder] = ()
+) -> Callable[..., Any]:
+    """Stock Inductor with `options`, checked as `torch.compile` checks them."""
+    inductor = _torch.InductorBackend(None, None, None)
+    inductor.apply_options(dict(options))
+    with record.compiling(gm, recorders):
+        return inductor(gm, example_inputs)
 
 
 def backend(*, numerics: Numerics = "exact") -> Backend:
@@ -182,12 +235,12 @@ def ste(
 
 
 def ste_finite(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    """`backend="ste_finite"`, for callers that can pass only a name."""
+    """`backend="ste_finite"`: numerics "finite", for callers that can pass only a name."""
     return Backend("finite")(gm, example_inputs, **kwargs)
 
 
 def ste_algebraic(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    """`backend="ste_algebraic"`, for callers that can pass only a name."""
+    """`backend="ste_algebraic"`: numerics "algebraic", for callers that can pass only a name."""
     return Backend("algebraic")(gm, example_inputs, **kwargs)
 
 
@@ -196,12 +249,15 @@ def ste_aot_eager(
 ) -> Callable[..., Any]:
     """`backend="ste_aot_eager"`: the passes, then the graphs run as they are, with no decompositions and no code generation.
 
-    `options` may hold `numerics`; `mode` is ignored, as by torch's `aot_eager`.
+    `options` may hold `numerics` and `dump`; `mode` is ignored, as by torch's `aot_eager`.
     """
     options = dict(options or {})
     numerics = levels.check(options.pop("numerics", "exact"))
+    recorders = dump.recorders(options.pop("dump", None))
     if options:
-        raise ValueError(f"backend='ste_aot_eager' generates no code: options may hold only 'numerics', got {sorted(options)}")
+        raise ValueError(
+            f"backend='ste_aot_eager' generates no code: options may hold only 'numerics' and 'dump', got {sorted(options)}"
+        )
     if mode:
         log.warning("backend='ste_aot_eager' ignores mode=%r", mode)
 
@@ -214,6 +270,7 @@ def ste_aot_eager(
     def compiled(graph_module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         for each in _subgraphs(graph_module):
             _guarded(run_post_grad, each.graph)
+            _cast_as_eager(each.graph)
             each.recompile()
         return _boxed(graph_module)
 
@@ -225,12 +282,19 @@ def ste_aot_eager(
     run = _torch.aot_autograd(
         fw_compiler=compiled, inference_compiler=inference, partition_fn=partition, keep_inference_input_mutations=True
     )
-    return run(gm, example_inputs)
+    with record.compiling(gm, recorders):
+        return run(gm, example_inputs)
 
 
 def _subgraphs(gm: GraphModule) -> Iterator[GraphModule]:
     """A graph and those its higher-order operators call, inner ones first, as Inductor visits them."""
     return (each for each in reversed(list(gm.modules())) if isinstance(each, GraphModule))
+
+
+def _cast_as_eager(graph: Graph) -> None:
+    """The prim's own eager kernel gives a result that requires a gradient if its input does, also in inference (2.11 to 2.14)."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.prims.convert_element_type.default):
+        node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
 def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:

@@ -1,42 +1,254 @@
-"""What the passes found and did, for whoever asks while they run."""
+"""What the passes found, what they did, and why not: plain frozen data, the same in print, in JSON and in the page.
+
+    Report          one call of `explain`, or whatever was compiled inside `collect`
+      Graph         one graph that Dynamo captured: its sites, and how it ended
+        Site        one straight-through estimator: where, what, what was done, why, and what that is worth
+        Part        one graph that is compiled from it (forward, backward, inference), beside stock's
+        View        a graph as text, before and after, each line with what became of its node
+
+`Report.to_json` writes exactly these fields; `SCHEMA` goes up when one changes its meaning.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from .passes import Outcome
+from .source import Frame
 
-log = logging.getLogger("ste_compile")
-
-_collected: ContextVar[list[Outcome] | None] = ContextVar("ste_compile_outcomes", default=None)
+SCHEMA = 1
 
 
-@contextlib.contextmanager
-def collect() -> Iterator[list[Outcome]]:
-    """The outcomes of every graph compiled inside the block, in order: a site is "cancelled" or "left" in the joint or inference
-    graph, and what was left is "fused" or again "left" in each graph that is compiled from it. A cached compile runs no pass.
+@dataclass(frozen=True)
+class Figures:
+    """Amounts of work and memory; None where not measured: only `explain` knows of kernels and bytes.
 
-        >>> import torch
-        >>> fn = torch.compile(lambda h, s: h + (s - s.detach()), backend="ste_aot_eager", options={"numerics": "finite"})
-        >>> with collect() as outcomes:
-        ...     _ = fn(torch.ones(2), torch.ones(2))
-        >>> [outcome.action for outcome in outcomes]
-        ['cancelled']
+    `operators` and `matmuls` count graph nodes that compute (matmuls: matrix products, convolutions and fused attention among
+    them); `kernels` are what Inductor launches for them after fusion, calls into libraries included; bytes are Inductor's own
+    count of memory traffic; `bytes_saved` are kept from the forward for the backward, inputs and parameters aside."""
+
+    operators: int | None = None
+    matmuls: int | None = None
+    kernels: int | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    bytes_saved: int | None = None
+
+    def __add__(self, other: Figures) -> Figures:
+        return self._each(other, lambda a, b: a + b)
+
+    def __or__(self, other: Figures) -> Figures:
+        """`other` where it knows, else `self`."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
+        return Figures(*(a if b is None else b for a, b in pairs))
+
+    def __sub__(self, other: Figures) -> Figures:
+        return self._each(other, lambda a, b: a - b)
+
+    def _each(self, other: Figures, apply: Any) -> Figures:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
+        return Figures(*(None if a is None or b is None else apply(a, b) for a, b in pairs))
+
+    def __str__(self) -> str:
+        """In words, zeros left out: "6 matmuls, 14 kernels, 28.7 MiB saved"."""
+        words = [
+            f"{count} {name if count != 1 else name[:-1]}"
+            for name, count in (("matmuls", self.matmuls), ("kernels", self.kernels), ("operators", self.operators)) if count
+        ]  # fmt: skip
+        if self.kernels:
+            words = [word for word in words if "operator" not in word]
+        traffic = (self.bytes_read or 0) + (self.bytes_written or 0)
+        words += [f"{mebibytes(traffic)} of traffic"] * (traffic > 0)
+        words += [f"{mebibytes(self.bytes_saved)} saved for the backward"] * bool(self.bytes_saved)
+        return ", ".join(words) or "nothing"
+
+
+def mebibytes(count: int | None) -> str:
+    """`count` bytes in the largest binary unit of which there is at least one: "9.1 MiB", "104 MiB"."""
+    if count is None:
+        return "-"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(count) >= size:
+            return f"{count / size:.{1 if abs(count) < 100 * size else 0}f} {unit}"
+    return f"{count} B"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value or a surrogate: its node, its type (`bf16[128, 48]`), and the module that computed it ("" outside any)."""
+
+    node: str
+    type: str
+    module: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.type}" + (f" of {self.module}" if self.module else "")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One straight-through estimator.
+
+    `file`, `line` and `code` are the user's; `expression` is the sum itself, as written there or in the library function the user
+    called (`stack` has all calls, outermost first). `casts` are the dtypes crossed on the way in, `f32 -> bf16`. `needs` is the
+    least level that removes the surrogates; `action` is "cancelled", "fused" or "left"; `reason` says why. `frees` is what
+    cancelling took out of the forward or, where it was not cancelled, what it would (nothing where it never can be). `operator`
+    is the node that computes a fused site. `notes` are near misses: what keeps more from being freed. `edges` join the nodes
+    around the site, (from, to)."""
+
+    index: int
+    node: str
+    file: str
+    line: int
+    code: str
+    expression: str
+    value: Operand
+    surrogates: tuple[Operand, ...]
+    casts: tuple[str, ...]
+    needs: str
+    order: str
+    action: str
+    reason: str
+    frees: Figures
+    operator: str = ""
+    notes: tuple[str, ...] = ()
+    stack: tuple[Frame, ...] = ()
+    edges: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        """One line: where, what, what was done, and why."""
+        where = f"{self.file}:{self.line}" if self.file else self.node
+        frees = f"; frees {self.frees}" if self.action == "cancelled" else ""
+        return f"{where}: {self.expression or self.node}: {self.action}, {'; '.join((self.reason + frees, *self.notes))}"
+
+
+@dataclass(frozen=True)
+class Break:
+    """Why Dynamo stopped capturing a graph, and where."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"graph break at {self.file}:{self.line}, {self.reason}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A graph handed to Inductor: "forward", "backward" or "inference"; what it amounts to, and what stock's does (`explain`)."""
+
+    kind: str
+    ours: Figures
+    stock: Figures = Figures()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a graph. `state`: "kept", "removed", "deferred" (only the backward needs it now), "fused", "new"."""
+
+    node: str
+    text: str
+    state: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """A graph as text: "before" and "after" the passes in the joint or inference graph, then "forward", "backward" or "inference"
+    as Inductor is given it and, in `explain`, "stock forward" and so on, without the passes."""
+
+    name: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph captured by Dynamo; `name` is its compile id. `started_by` is the graph break it goes on after, if any."""
+
+    name: str
+    training: bool
+    numerics: str
+    sites: tuple[Site, ...]
+    parts: tuple[Part, ...] = ()
+    views: tuple[View, ...] = ()
+    started_by: Break | None = None
+
+    def freed(self) -> Figures:
+        """What the forward has less than stock's; where that was not measured, what the cancelled sites free, added up. (What the
+        sites free is what they alone cause; Inductor may besides fuse what is left in another way.)"""
+        for part in self.parts:
+            if part.kind != "backward" and part.stock.kernels is not None:
+                return part.stock - part.ours
+        return sum((site.frees for site in self.sites if site.action == "cancelled"), Figures(0, 0, 0, 0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compiled, in order. Print it, or `to_json`, or `to_html`; `Report.from_json(report.to_json()) == report`.
+
+    >>> report = Report("finite", "2.13.0", ())
+    >>> Report.from_json(report.to_json()) == report
+    True
     """
-    outcomes: list[Outcome] = []
-    token = _collected.set(outcomes)
-    try:
-        yield outcomes
-    finally:
-        _collected.reset(token)
+
+    numerics: str
+    torch: str
+    graphs: tuple[Graph, ...]
+    schema: int = SCHEMA
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites of all graphs, in order."""
+        return tuple(site for graph in self.graphs for site in graph.sites)
+
+    def __str__(self) -> str:
+        """A table, at most 100 columns wide."""
+        from .text import render
+
+        return render(self)
+
+    def to_json(self) -> str:
+        """The fields above as JSON text, one line a graph line."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote. Raises `ValueError` for another schema or other JSON."""
+        try:
+            data = json.loads(text)
+            schema = data["schema"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError("text is not the JSON of a Report: it has no 'schema'") from None
+        if schema != SCHEMA:
+            raise ValueError(f"text has schema={schema!r}, this version reads {SCHEMA}")
+        return _restore(cls, data)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as one self-contained page; also written to `path` if that is given. Returns the page's text."""
+        from .page import render
+
+        html = render(self)
+        if path is not None:
+            Path(path).write_text(html, encoding="utf-8")
+        return html
 
 
-def add(outcomes: Sequence[Outcome]) -> None:
-    """Log what was done to one graph, and hand it to `collect`."""
-    for outcome in outcomes:
-        log.debug("%s: %s (%s)", outcome.root.name, outcome.action, outcome.reason)
-    if (collected := _collected.get()) is not None:
-        collected.extend(outcomes)
+def _restore(kind: Any, data: Any) -> Any:
+    """Dataclasses, tuples and optionals from what `asdict` and JSON make of them."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{field.name: _restore(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
+    if origin is tuple:
+        each = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(_restore(k, d) for k, d in zip(each, data))
+    if origin in (typing.Union, types.UnionType) and data is not None:
+        return _restore(next(k for k in arguments if k is not type(None)), data)
+    return data
+

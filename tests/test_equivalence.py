@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import ste_compile
+
 from .compare import assert_equal_values, assert_same_bits, finite_values, hard_values
 from .spellings import BY_NAME, DTYPES, SPELLINGS
 
@@ -145,7 +147,6 @@ def test_exact_rounds_inputs_that_inductor_holds_in_registers(grad):
 
 def test_sites_that_share_their_arithmetic():
     """Given one scaled zero in two sites, and one difference, each site is fused, and rounds as eager does."""
-    from ste_compile.report import collect
 
     def model(h, k, s, r):
         zero, soft = (s - s.detach()) * r, s.to(torch.bfloat16)
@@ -153,10 +154,9 @@ def test_sites_that_share_their_arithmetic():
         return h + zero, k + zero, zero.sum(), difference + soft, (difference + soft) * 2, soft - (soft - k).detach()
 
     args = [torch.randn(1000, dtype=torch.bfloat16) for _ in range(4)]
-    uncached = torch._functorch.config.patch(enable_autograd_cache=False), torch._inductor.config.patch(fx_graph_cache=False)
-    with uncached[0], uncached[1], collect() as outcomes:
+    with ste_compile.collect() as recorder:
         results = torch.compile(model, backend="ste")(*args)
-    assert [o.action for o in outcomes if o.action != "left"] == ["fused"] * 5
+    assert [site.action for site in recorder.sites()] == ["fused"] * 5
     for ours, eager in zip(results, model(*args)):
         assert_same_bits(ours, eager)
 

@@ -20,7 +20,7 @@ PRIVATE = (
     "torch._guards",
     "torch._C",
 )
-SOURCES = [*(ROOT / "ste_compile").glob("*.py"), *(ROOT / "passes").glob("*.py"), *(ROOT / "examples").glob("*.py")]
+SOURCES = [*(ROOT / "ste_compile").rglob("*.py"), *(ROOT / "passes").glob("*.py"), *(ROOT / "examples").glob("*.py")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -33,7 +33,7 @@ def test_only_one_file_imports_private_torch_modules(path):
         assert not [name for name in names if name.startswith(PRIVATE)], path
 
 
-MODULES = [m.name for package in (ste_compile, importlib.import_module("ste_compile.passes"))
+MODULES = [m.name for package in (ste_compile, *map(importlib.import_module, ("ste_compile.passes", "ste_compile.testing")))
            for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if not m.name.endswith("__main__")]  # fmt: skip
 
 
@@ -49,5 +49,7 @@ def test_the_examples_in_docstrings_run(name):
 def test_public_names_have_docstrings_with_an_example():
     for name in ("backend", "inductor_options", "ste_forward"):
         assert ">>>" in getattr(ste_compile, name).__doc__
+    for name in ste_compile.testing.__all__:
+        assert ">>>" in getattr(ste_compile.testing, name).__doc__
     for name in importlib.import_module("ste_compile.passes").__all__:
         assert getattr(importlib.import_module("ste_compile.passes"), name).__doc__

@@ -1,0 +1,188 @@
+"""Nodes and sites in words and numbers, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node, map_arg
+
+from . import _torch, report, source
+from .passes import Site, cast_chain
+from .passes.values import COPIES, MARKERS, is_cast, is_pure, tensor
+
+SHORT = {
+    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
+    torch.complex128: "c128", torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
+    torch.bool: "b8",
+}  # fmt: skip
+
+# Operators that a matrix unit or a library does: what a user counts first.
+MATMULS = {
+    "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "dot", "addmv", "convolution", "convolution_backward", "linear", "matmul",
+    "_scaled_mm", "_grouped_mm", "_int_mm",
+}  # fmt: skip
+
+
+def short(dtype: torch.dtype) -> str:
+    return SHORT.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def type_of(node: Any) -> str:
+    """`bf16[128, 48]`, for a node or what it holds; of anything but tensors, the Python type."""
+    value = node.meta.get("val") if isinstance(node, Node) else node
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(type_of, value))})"
+    if isinstance(value, torch.Tensor):
+        return f"{short(value.dtype)}[{', '.join(map(str, value.shape))}]"
+    return type(value).__name__
+
+
+def computes(node: Node) -> bool:
+    """Whether a node is work at all: views, tuple access and arithmetic on sizes are not."""
+    if node.op != "call_function" or not any(isinstance(v, torch.Tensor) for v in _leaves(node)):
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target.__module__ != "_operator"
+    return not node.target.is_view
+
+
+def _leaves(node: Node) -> list[Any]:
+    return torch.utils._pytree.tree_leaves(node.meta.get("val"))
+
+
+def is_matmul(node: Node) -> bool:
+    name = node.target._schema.name.split("::")[1] if isinstance(node.target, torch._ops.OpOverload) else ""
+    return name in MATMULS or name.startswith(("_scaled_dot_product", "_flash_attention", "_efficient_attention"))
+
+
+def figures(nodes: Iterable[Node]) -> report.Figures:
+    """What can be counted on a graph alone."""
+    working = [node for node in nodes if computes(node)]
+    return report.Figures(operators=len(working), matmuls=sum(map(is_matmul, working)))
+
+
+def saved_by(graph: Graph) -> list[Node]:
+    """What a forward graph saves for the backward, inputs (parameters among them) and symbolic sizes aside: one node a memory."""
+    known = {_storage(node) for node in graph.find_nodes(op="placeholder")}
+    by_storage = {_storage(node): node for node in _torch.saved(graph) if tensor(node) is not None}
+    return [node for storage, node in by_storage.items() if storage not in known]
+
+
+def _storage(node: Node) -> Any:
+    return None if tensor(node) is None else tensor(node).untyped_storage()._cdata
+
+
+def bytes_of(nodes: Iterable[Node]) -> int:
+    return sum(hint(tensor(node).untyped_storage().nbytes()) for node in nodes)
+
+
+def hint(size: Any) -> int:
+    """A size; of a symbolic one, what it was when traced (0 if that depends on data)."""
+    return size if isinstance(size, int) else size.node.hint or 0
+
+
+def line(node: Node) -> tuple[str, str, str]:
+    """(name, `name: type = op(arguments)`, `file:line`) of a node."""
+    stack = source.frames(node)
+    where = source.users_frame(stack) if node.op == "call_function" else None
+    if node.op == "placeholder":
+        text = f"{node.name}: {type_of(node)} = input()"
+    elif node.op == "output":
+        text = f"return {_argument(node.args[0])}"
+    else:
+        target = str(node.target) if isinstance(node.target, (str, torch._ops.OpOverload)) else node.target.__name__
+        arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
+        text = f"{node.name}: {type_of(node)} = {target.removesuffix('.default')}({', '.join(arguments)})"
+    return node.name, text, str(where or "")
+
+
+class _Name(str):
+    """A node's name: printed bare, where a string argument is printed in quotes."""
+
+    __repr__ = str.__str__
+
+
+def _argument(value: Any) -> str:
+    value = map_arg(value, lambda node: _Name(node.name))
+    return repr(value) if isinstance(value, str) else str(value).replace("torch.", "")
+
+
+def operand(value: Any) -> report.Operand:
+    if not isinstance(value, Node):
+        return report.Operand(str(value), "" if value is None else "Python number")
+    modules = list((_behind_casts(value).meta.get("nn_module_stack") or {}).values())
+    path = modules[-1][0] if modules else ""
+    return report.Operand(value.name, type_of(value), path.removeprefix("L['self'].").removeprefix("L['self']"))
+
+
+def casts(site: Site) -> tuple[str, ...]:
+    """The dtypes crossed inside a site and right before it: `f32 -> bf16`."""
+    found = [f"{short(tensor(n.args[0]).dtype)} -> {short(tensor(n).dtype)}" for n in site.tree if is_cast(n)]
+    for surrogate in site.surrogates:
+        dtypes = cast_chain(surrogate)[1]
+        found += [f"{short(a)} -> {short(b)}" for a, b in pairwise(dtypes)]
+    return tuple(dict.fromkeys(text for text in found if len(set(text.split(" -> "))) == 2))
+
+
+def notes(
+    site: Site,
+    action: str,
+    frees: report.Figures,
+    freed: Sequence[Node],
+    stays: Set[Node],
+    foreign: Collection[Node],
+    started_by: report.Break | None,
+) -> tuple[str, ...]:
+    """Near misses: what another level would free, and what keeps more from being freed. `freed` are the nodes that the site
+    alone keeps in the forward, `stays` is what the forward runs all the same, `foreign` are inputs that are no parameters."""
+    if site.refusal:
+        return ()
+    found = []
+    if action != "cancelled" and frees.operators:
+        found.append(f"numerics={site.needs!r} would free {frees}")
+    inputs = dict.fromkeys(below for node in freed for below in node.all_input_nodes if below in foreign)
+    for each in inputs if started_by else ():
+        if stays.isdisjoint(each.users):
+            found.append(f"{each.name} comes from outside this graph: {started_by}; nothing upstream of it can be freed")
+    for surrogate in dict.fromkeys(map(_behind_casts, site.surrogates)):
+        if surrogate.op == "placeholder" or surrogate not in stays:
+            continue
+        elif not is_pure(surrogate):
+            found.append(f"surrogate {surrogate.name} is random, or changes something: it stays in the forward")
+        else:
+            found.append(f"surrogate {surrogate.name} stays: the forward also uses it {_elsewhere(surrogate, stays)}")
+    return tuple(found)
+
+
+def _behind_casts(node: Node) -> Node:
+    while node.target in MARKERS or node.target in COPIES or is_cast(node):
+        node = node.args[0]
+    return node
+
+
+def _elsewhere(node: Node, stays: Set[Node]) -> str:
+    user = next((user for user in node.users if user in stays), None)
+    if user is None:
+        return "as a result"
+    where = source.users_frame(source.frames(user))
+    return f"in {user.name}" + (f", {where}" if where else "")
+
+
+def edges(site: Site) -> tuple[tuple[str, str], ...]:
+    """The arithmetic of a site, what goes into it, and who reads it: (from, to), by name."""
+    return tuple(dict.fromkeys(_edges(site)))
+
+
+def _edges(site: Site) -> Iterator[tuple[str, str]]:
+    inside = dict.fromkeys((site.root, *site.tree))  # in order: every rank, and every run, says the same
+    leaves = dict.fromkeys(below for node in inside for below in node.all_input_nodes if below not in inside)
+    for node in inside:
+        yield from ((below.name, node.name) for below in node.all_input_nodes)
+    for leaf in leaves:
+        while leaf.target in MARKERS or is_cast(leaf):
+            yield leaf.args[0].name, leaf.name
+            leaf = leaf.args[0]
+    yield from ((site.root.name, user.name) for user in list(site.root.users)[:3])

@@ -1,0 +1,238 @@
+"""`explain`: compile a model twice, with the passes and without, and say what each site is worth.
+
+What a site frees is read off stock's compiled graphs: the nodes that only it keeps in the forward (`passes.freed`) are marked in
+stock's joint graph, and the marks are found again on the kernels, the matrix products and the saved tensors that come of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from . import _torch, record
+from . import numerics as levels
+from .backends import JOINT, POST_GRAD, chained, compile_with, inductor_options
+from .describe import bytes_of, figures, line, saved_by
+from .numerics import Numerics
+from .report import Figures, Report
+
+OWNER = "ste_compile_owner"  # the entry of `node.meta` that says which site keeps a node in stock's forward
+NOTHING = Figures(0, 0, 0, 0, 0, 0)
+POST_FUSION = "_post_fusion_custom_pass"
+Site = tuple[int, int]  # (which record, which site of it)
+
+
+def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact", **kwargs: Any) -> Report:
+    """Compile `fn` afresh, run one forward and one backward, and report every site: what it is, what was done, and why.
+
+    Args:
+        fn: a module, a function, or what `torch.compile` made of one.
+        args, kwargs: what to call it with. Grad mode, autocast and `torch._dynamo.mark_dynamic` count as they do in any call.
+        numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+
+    Returns:
+        A `Report`: print it, or `to_json`, or `to_html`. Kernels and bytes are Inductor's for this machine's device.
+
+    Raises:
+        ValueError: `numerics` is not a level.
+        TypeError: `fn` cannot be called.
+        Exception: whatever `fn` itself, or the compiler, raises.
+
+    What the caller has is as it was afterwards: parameters, buffers and attributes of the module, gradients, tensors among the
+    arguments, torch's random streams, and what is compiled already (from torch 2.13 on). What a function closes over is not known
+    and so not restored.
+
+        >>> report = explain(lambda h, s: h + (s.exp() - s.exp().detach()), torch.ones(4), torch.ones(4), numerics="finite")
+        >>> [(site.expression, site.action, site.frees.kernels) for site in report.sites]
+        [('h + (s.exp() - s.exp().detach())', 'cancelled', 0)]
+    """
+    levels.check(numerics)
+    if not callable(fn):
+        raise TypeError(f"fn must be a module or a function, got {type(fn).__name__}")
+    fn = _torch.uncompiled(fn)
+    recorder, ours = record.Recorder(), _Meter()
+    options = inductor_options(numerics=numerics)
+    with record.recording(recorder):
+        _run(fn, args, kwargs, {**options, POST_FUSION: _plain(ours.scheduled)})
+    for each in recorder.records:
+        for kind, counted in each.parts.items():
+            each.parts[kind] = counted | ours.totals[each.name, kind]
+    stock = _StockMeter(recorder.records)
+    hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
+    _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
+    stock.finish()
+    return replace(recorder.report(), numerics=numerics)
+
+
+def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of its own: Inductor deep-copies its config (2.13), with a bound method its object, but a function never."""
+    return lambda argument: method(argument)
+
+
+class _Meter:
+    """What Inductor makes of each graph, by (compile id, kind)."""
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[str, str], Figures] = defaultdict(Figures)
+
+    def scheduled(self, nodes: Sequence[Any]) -> Sequence[Any]:
+        """As Inductor's post-fusion pass: look, and change nothing."""
+        kind, kernels, _ = _torch.kernels(nodes)
+        self.totals[_torch.compile_id(), kind] |= _traffic(kernels)
+        return nodes
+
+
+class _StockMeter:
+    """The same of stock's graphs, and of each what the marked nodes come to."""
+
+    def __init__(self, records: Sequence[record.Record]) -> None:
+        self.records = records
+        self.marked = 0  # joint graphs met
+        self.current: dict[str, record.Record] = {}  # by stock's compile id
+        self.frees: dict[Site, Figures] = defaultdict(lambda: NOTHING)
+
+    def mark(self, graph: Graph) -> None:
+        """As a joint pass: mark what each site keeps. Both compilations trace alike, node for node."""
+        index, self.marked = self.marked, self.marked + 1
+        if index < len(self.records) and [n.name for n in graph.nodes] == [n.name for n in self.records[index].graph.nodes]:
+            each = self.current[_torch.compile_id()] = self.records[index]
+            owner = {node.name: site for site, nodes in each.frees.items() for node in nodes}
+            for node in graph.nodes:
+                if node.name in owner:
+                    node.meta[OWNER] = (index, owner[node.name])
+
+    def count(self, graph: Graph) -> None:
+        """As a post-grad pass: operators, matrix products, saved tensors."""
+        each = self.current.get(_torch.compile_id())
+        if each is None:
+            return
+        kind = record.kind_of(graph, each)
+        each.stock[kind] = each.stock.get(kind, Figures()) | figures(graph.nodes)
+        each.views[f"stock {kind}"] = [line(node) for node in graph.nodes]
+        if kind == "backward":
+            return
+        for site, nodes in _by_owner(graph.nodes).items():
+            self.frees[site] += figures(nodes) | Figures(kernels=0, bytes_read=0, bytes_written=0, bytes_saved=0)
+        if kind == "forward":
+            each.stock[kind] |= Figures(bytes_saved=bytes_of(saved_by(graph)))
+            for site, nodes in _by_owner(saved_by(graph)).items():
+                freed = [node for node in nodes if not (self._cancelled(site) and node.name in each.saved)]
+                self.frees[site] += Figures(0, 0, 0, 0, 0, bytes_of(freed))
+
+    def scheduled(self, nodes: Sequence[Any]) -> Sequence[Any]:
+        """As Inductor's post-fusion pass: kernels and their traffic."""
+        kind, kernels, made_by = _torch.kernels(nodes)
+        if (each := self.current.get(_torch.compile_id())) is None:
+            return nodes
+        each.stock[kind] = each.stock.get(kind, Figures()) | _traffic(kernels)
+        for kernel in kernels if kind != "backward" else ():
+            whole = self._owner(kernel.origins)
+            if whole:
+                self.frees[whole] += Figures(0, 0, 1, 0, 0, 0)
+            for side, amounts in (("bytes_read", kernel.reads), ("bytes_written", kernel.writes)):
+                for buffer, amount in amounts.items():
+                    if site := whole or self._surrogate_of(made_by.get(buffer, frozenset())):
+                        self.frees[site] += NOTHING | Figures(**{side: amount})
+        return nodes
+
+    def finish(self) -> None:
+        for index, each in enumerate(self.records):
+            each.measured = {i: self.frees[index, i] for i in range(len(each.sites))}
+
+    def _owner(self, nodes: frozenset[Node]) -> Site | None:
+        """The site that keeps all of `nodes`: where they belong to several, the one cancelled last."""
+        owners = [node.meta.get(OWNER) for node in nodes]
+        return max(owners, key=lambda site: (not self._cancelled(site), -site[1])) if owners and all(owners) else None
+
+    def _surrogate_of(self, nodes: frozenset[Node]) -> Site | None:
+        """The site for which a kernel that stays reads or writes a buffer. Where that holds the site's own result, the kernel
+        will read the value in its place."""
+        site = self._owner(nodes)
+        return None if site is None or any(n.name == self._root(n.meta[OWNER]) for n in nodes) else site
+
+    def _root(self, site: Site) -> str:
+        return self.records[site[0]].sites[site[1]].root.name
+
+    def _cancelled(self, site: Site) -> bool:
+        return self.records[site[0]].outcomes[site[1]].action == "cancelled"
+
+
+def _traffic(kernels: Sequence[_torch.Kernel]) -> Figures:
+    read, written = (sum(sum(getattr(kernel, side).values()) for kernel in kernels) for side in ("reads", "writes"))
+    return Figures(kernels=len(kernels), bytes_read=read, bytes_written=written)
+
+
+def _by_owner(nodes: Any) -> dict[Site, list[Node]]:
+    grouped: dict[Site, list[Node]] = defaultdict(list)
+    for node in nodes:
+        if OWNER in node.meta:
+            grouped[node.meta[OWNER]].append(node)
+    return grouped
+
+
+def _run(fn: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    """One forward and backward, compiled for this call alone."""
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        return compile_with(gm, inputs, options)
+
+    args, kwargs = tree_map_only(Tensor, _own_graph, (args, kwargs))
+    with state_kept(fn, args, kwargs):
+        outputs = tree_leaves(torch.compile(fn, backend=backend, **_torch.ISOLATED)(*args, **kwargs))
+        outputs = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
+        if leaves := _leaves(outputs):  # `grad`, not `backward`: it neither accumulates nor calls the hooks on accumulation
+            torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
+
+
+def _own_graph(tensor: Tensor) -> Tensor:
+    """A tensor whose gradient does not lead into the caller's graph, which one backward would use up."""
+    return tensor.detach().requires_grad_() if tensor.requires_grad and not tensor.is_leaf else tensor
+
+
+def _leaves(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that `outputs` depend on."""
+    found, stack, seen = [], [t.grad_fn for t in outputs], set()
+    while stack:
+        function = stack.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            found += [function.variable] if hasattr(function, "variable") else []
+            stack += [below for below, _ in function.next_functions]
+    return found
+
+
+@contextlib.contextmanager
+def state_kept(fn: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[None]:
+    candidates = [fn, getattr(fn, "__self__", None), *tree_leaves((args, kwargs))]
+    modules = {m for root in candidates if isinstance(root, nn.Module) for m in root.modules()}
+    attributes = [(own, dict(own)) for m in modules for own in (m.__dict__, m._buffers, m._parameters)]
+    tensors = {t for t in candidates if isinstance(t, Tensor)}
+    tensors |= {t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
+    before = [(t, _version(t), t.detach().clone()) for t in tensors]
+    devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng([]))
+            for device in devices:
+                stack.enter_context(torch.random.fork_rng([device.index or 0], device_type=device.type))
+            yield
+    finally:
+        for own, was in attributes:
+            own.clear()
+            own.update(was)
+        with torch.no_grad():
+            for tensor, version, was in before:
+                if version is None or tensor._version != version:
+                    tensor.copy_(was)
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version

@@ -1,0 +1,278 @@
+"""Write down what the passes see and do while a graph is compiled, for whoever asks: nothing is written where nobody does.
+
+Inductor hands the passes one joint or inference graph, then each graph compiled from it, perhaps much later and on another thread
+(the backward on CUDA). A `Record` is what is known of one joint graph; the graphs compiled from it find it by the keys that `tag`
+left on its sites, or else by its compile id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from . import _torch, report, source
+from .describe import bytes_of, casts, edges, figures, line, notes, operand, saved_by
+from .passes import Outcome, Site, freed, needed
+from .passes.values import is_backward
+
+log = logging.getLogger("ste_compile")
+
+_recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders", default=())
+_parameters: ContextVar[frozenset[int]] = ContextVar("ste_compile_parameters", default=frozenset())
+_recent: deque[Record] = deque(maxlen=64)  # a graph may be compiled long after its joint graph; its record must still be there
+_ids = itertools.count()
+VIEWS = ["stock forward", "forward", "stock inference", "inference", "before", "after", "stock backward", "backward"]
+
+
+@dataclass(eq=False)
+class Record:
+    """One joint or inference graph, and what is compiled from it. `graph` is a copy, made before any pass; `sites` and `owner`
+    (node -> index of the site that frees it) are about that copy."""
+
+    numerics: str
+    graph: Graph
+    copied: dict[Node, Node]
+    recorders: tuple[Recorder, ...]
+    name: str
+    id: int = field(default_factory=_ids.__next__)
+    sites: tuple[Site, ...] = ()
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    owner: dict[Node, int] = field(default_factory=dict)
+    frees: dict[int, list[Node]] = field(default_factory=lambda: defaultdict(list))  # `owner` by site: its work
+    stays: set[Node] = field(default_factory=set)  # what the forward runs all the same
+    foreign: set[Node] = field(default_factory=set)  # inputs that are no parameters
+    started_by: report.Break | None = None
+    views: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, report.Figures] = field(default_factory=dict)
+    stock: dict[str, report.Figures] = field(default_factory=dict)  # with `measured` (what a site frees), filled in by `explain`
+    measured: dict[int, report.Figures] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)  # names of the tensors its forward saves
+    logged: set[int] = field(default_factory=set)
+
+    @property
+    def training(self) -> bool:
+        return any(map(is_backward, self.graph.find_nodes(op="placeholder")))
+
+    def describe(self) -> report.Graph:
+        """All of it, as data."""
+        sites = tuple(map(self.site, range(len(self.sites))))
+        # Beside each other first: stock's graph and ours where there are both, else before and after.
+        names = sorted(self.views, key=lambda name: VIEWS.index(name) if "stock" in "".join(self.views) else 0)
+        views = tuple(report.View(name, tuple(self._lines(name, self.views[name]))) for name in names)
+        parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in self.parts.items())
+        return report.Graph(self.name, self.training, self.numerics, sites, parts, views, self.started_by)
+
+    def site(self, index: int) -> report.Site:
+        site, outcome = self.sites[index], self.outcomes[index]
+        stack = source.frames(site.root)
+        user, inner = source.users_frame(stack), stack[-1] if stack else None
+        frees = self.measured.get(index) or figures(self.frees[index])
+        return report.Site(
+            index=index, node=site.root.name, file=user.file if user else "", line=user.line if user else 0,
+            code=user.code if user else "", expression=inner.code if inner else "", value=operand(site.value),
+            surrogates=tuple(map(operand, site.surrogates)), casts=casts(site), needs=site.needs, order=site.order or "",
+            action=outcome.action, reason=outcome.reason, frees=frees,
+            operator=outcome.result.name if outcome.action == "fused" else "",
+            notes=notes(site, outcome.action, frees, self.frees[index], self.stays, self.foreign, self.started_by),
+            stack=stack, edges=edges(site),
+        )  # fmt: skip
+
+    def _lines(self, view: str, lines: list[tuple[str, str, str]]) -> Iterator[report.Line]:
+        names = {which: {name for name, _, _ in shown} for which, shown in self.views.items()}
+        cancelled = {node.name for node, index in self.owner.items() if self.outcomes[index].action == "cancelled"}
+        fused = {n.name for i, site in enumerate(self.sites) if self.outcomes[i].action == "fused" for n in site.tree}
+        beside = names.get("after" if view == "before" else view.removeprefix("stock "), set())  # what stands to the right of it
+        for name, text, where in lines:
+            if "= ste_compile." in text or (beside is not names[view] and name in fused):
+                state = "fused"
+            elif name in cancelled:
+                state = "deferred" if name in beside else "removed"
+            else:
+                state = "kept" if name in names["before"] or "backward" in view else "new"
+            yield report.Line(name, text, state, where)
+
+
+class Recorder:
+    """Collects the records of what is compiled inside `recording`, or has `changed` called with each whenever it has grown. They
+    hold their graphs as text where `graphs`, and also as Python code where `code`."""
+
+    def __init__(self, changed: Callable[[Record], None] | None = None, *, graphs: bool = True, code: bool = False) -> None:
+        self.records: list[Record] = []
+        self.changed, self.graphs, self.code = changed, graphs, code
+
+    def sites(self) -> tuple[report.Site, ...]:
+        """The sites found so far."""
+        return tuple(record.site(index) for record in self.records for index in range(len(record.sites)))
+
+    def report(self) -> report.Report:
+        """What has been compiled so far."""
+        numerics = ", ".join(dict.fromkeys(record.numerics for record in self.records))
+        return report.Report(numerics, str(torch.__version__), tuple(record.describe() for record in self.records))
+
+
+@contextlib.contextmanager
+def recording(*recorders: Recorder) -> Iterator[None]:
+    """Record what starts to be compiled inside the block."""
+    token = _recorders.set((*_recorders.get(), *recorders))
+    try:
+        yield
+    finally:
+        _recorders.reset(token)
+
+
+@contextlib.contextmanager
+def compiling(gm: GraphModule, recorders: Sequence[Recorder] = ()) -> Iterator[None]:
+    """Around the compilation of a graph from Dynamo, which alone knows which of its inputs are parameters."""
+    token = _parameters.set(_torch.parameter_indices(gm))
+    try:
+        with recording(*recorders):
+            yield
+    finally:
+        _parameters.reset(token)
+
+
+@contextlib.contextmanager
+def collect(*, graphs: bool = True) -> Iterator[Recorder]:
+    """A `Recorder` of every graph whose compilation starts inside the block: ask it for a `report()`, or just the `sites()`.
+    Unlike `explain` it compiles nothing by itself. Without `graphs` the report holds no graph as text.
+
+        >>> fn = torch.compile(lambda h, s: h + (s - s.detach()), backend="ste_aot_eager", options={"numerics": "finite"})
+        >>> with collect() as recorder:
+        ...     _ = fn(torch.ones(2), torch.ones(2))
+        >>> [site.action for site in recorder.sites()]
+        ['cancelled']
+    """
+    recorder = Recorder(graphs=graphs)
+    with recording(recorder):
+        yield recorder
+
+
+def wanted() -> bool:
+    """Whether somebody records the graph being compiled."""
+    return bool(_recorders.get())
+
+
+def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record | None:
+    """A record of a joint or inference graph that no pass has touched yet; None where nobody asked for one."""
+    recorders = tuple(dict.fromkeys((*_recorders.get(), *more)))
+    if not (recorders or log.isEnabledFor(logging.DEBUG) or _torch.trace_enabled()):
+        return None
+    copy, copied = Graph(), {}
+    copy.output(copy.graph_copy(graph, copied)).meta = graph.output_node().meta
+    record = Record(numerics, copy, copied, recorders, _torch.compile_id())
+    _look(record, "before", graph)
+    _recent.append(record)
+    for recorder in recorders:
+        if recorder.changed is None:
+            recorder.records.append(record)
+    return record
+
+
+def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[Outcome]) -> None:
+    """What was found and done in the graph that `record` began with."""
+    record.sites = tuple(_translated(site, record.copied) for site in sites)
+    record.outcomes = dict(enumerate(outcomes))
+    record.started_by = next(filter(None, map(_break_before, record.sites)), None)
+    cancelled = {index for index, outcome in record.outcomes.items() if outcome.action == "cancelled"}
+    inputs, known = record.graph.find_nodes(op="placeholder"), _parameters.get()
+    record.foreign = {node for i, node in enumerate(inputs) if i not in known}
+    outputs = _torch.forward_outputs(record.graph)
+    record.owner = freed(record.graph, record.sites, cancelled, outputs)
+    names = {node.name for node in record.graph.nodes}
+    for node, index in record.owner.items():
+        # A root whose stand-in has to be computed is no work saved.
+        if node is not record.sites[index].root or index not in cancelled or outcomes[index].result.name in names:
+            record.frees[index].append(node)
+    record.stays = needed(record.graph, outputs) - record.owner.keys()
+    _look(record, "after", graph)
+    _trace(record, "before", "after")
+    _tell(record, final=lambda outcome: outcome.action == "cancelled")
+
+
+def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
+    """What was done in a graph that is about to be compiled."""
+    record = _record_of(outcomes)
+    if record is None:
+        return
+    for outcome in outcomes:
+        index = outcome.key[1] if outcome.key else None
+        if index in record.outcomes and record.outcomes[index].action != "fused":  # one recomputed in the backward is met twice
+            record.outcomes[index] = outcome
+    kind = kind_of(graph, record)
+    _look(record, kind, graph)
+    record.parts[kind] = record.parts.get(kind, report.Figures()) | figures(graph.nodes)
+    if kind == "forward":
+        record.saved = {node.name for node in saved_by(graph)}
+        record.parts[kind] |= report.Figures(bytes_saved=bytes_of(saved_by(graph)))
+    _trace(record, kind)
+    if kind != "backward" and record.sites:
+        sites = range(len(record.sites))
+        _torch.trace_artifact("ste_compile_sites", "json", lambda: json.dumps([asdict(record.site(i)) for i in sites], indent=1))
+    _tell(record, final=lambda outcome: True)
+
+
+def kind_of(graph: Graph, record: Record) -> str:
+    """ "forward", "backward" or "inference"."""
+    backward = any(map(is_backward, graph.find_nodes(op="placeholder")))
+    return "backward" if backward else "forward" if record.training else "inference"
+
+
+def key(record: Record | None, index: int) -> Any:
+    """What `tag` is to leave on a site, so that `compiled` finds it again."""
+    return record and (record.id, index)
+
+
+def _record_of(outcomes: Sequence[Outcome]) -> Record | None:
+    ids = {outcome.key[0] for outcome in outcomes if outcome.key}
+    name = _torch.compile_id()
+    found = (record for record in reversed(_recent) if (record.id in ids if ids else record.name == name))
+    return next(found, None)
+
+
+def _translated(site: Site, copied: dict[Node, Node]) -> Site:
+    value = copied.get(site.value, site.value) if isinstance(site.value, Node) else site.value
+    surrogates, tree = (tuple(copied[node] for node in nodes) for nodes in (site.surrogates, site.tree))
+    return replace(site, root=copied[site.root], value=value, surrogates=surrogates, tree=tree)
+
+
+def _break_before(site: Site) -> report.Break | None:
+    """The graph break after which the frame of a site was resumed."""
+    for frame in source.frames(site.root):
+        if frame.resumed_at is not None:
+            reason = _torch.graph_break_reason(frame.file, frame.resumed_at)
+            return report.Break(frame.file, frame.resumed_at, reason or "for a reason Dynamo did not keep")
+    return None
+
+
+def _look(record: Record, name: str, graph: Graph) -> None:
+    if any(recorder.graphs for recorder in record.recorders):
+        record.views[name] = [line(node) for node in graph.nodes]
+    if _torch.trace_enabled() or any(recorder.code for recorder in record.recorders):
+        record.code[name] = graph.python_code("self", verbose=True, include_stride=True, include_device=True).src
+
+
+def _tell(record: Record, final: Callable[[Outcome], bool]) -> None:
+    for index, outcome in record.outcomes.items():
+        if index not in record.logged and final(outcome) and log.isEnabledFor(logging.DEBUG):
+            record.logged.add(index)
+            log.debug("%s", record.site(index))
+    for recorder in record.recorders:
+        if recorder.changed is not None:
+            recorder.changed(record)
+
+
+def _trace(record: Record, *names: str) -> None:
+    """To TORCH_TRACE, for `tlparse`; nothing where it is not set."""
+    for name in names if record.sites else ():
+        _torch.trace_artifact(f"ste_compile_{name}", "string", lambda name=name: record.code[name])

@@ -1,0 +1,248 @@
+"""What `explain` says of a model, against what can be counted another way."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.utils import fresh_cache, run_and_get_code
+
+import ste_compile
+from ste_compile.report import Report
+
+from .test_structure import Model
+
+
+def inputs():
+    return torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+
+
+def model(seeds):
+    return Model(seeds).to(memory_format=torch.channels_last)
+
+
+def code_of(seeds, numerics):
+    """The forward's generated code, of a compilation that nothing of ours watches: stock's for None."""
+    options = {"backend": "ste", "options": {"numerics": numerics}} if numerics else {}
+    torch._dynamo.reset()
+    with fresh_cache():
+        _, code = run_and_get_code(torch.compile(model(seeds), **options), inputs())
+    return code[0]
+
+
+def kernels_in(code):
+    """Launches in a wrapper: library calls, and generated kernels. A C++ function may hold several, each a block of its own in its
+    body, and may be called more than once."""
+    functions = re.findall(r'^(\w+) = async_compile\.cpp_pybinding\(.*?extern "C" .*?\n\{\n(.*?)\n\}\n', code, re.M | re.S)
+    nests = {name: len(re.findall(r"^    \{$", body, re.M)) for name, body in functions}
+    generated = sum(count * len(re.findall(rf"^ +{name}\(", code, re.M)) for name, count in nests.items())
+    return generated + len(re.findall(r"^ +(?:\w+ = )?extern_kernels\.\w+\(", code, re.M))
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return {seeds: ste_compile.explain(model(seeds), inputs(), numerics="finite") for seeds in (1, 4)}
+
+
+@pytest.mark.parametrize("seeds", (1, 4))
+def test_every_site_has_the_users_file_and_line(reports, seeds):
+    """Given seeds joined by one line of the model, each site names that line, the sum in the library, and its own seed."""
+    sites = reports[seeds].sites
+    lines, first = inspect.getsourcelines(Model.forward)
+    where = first + next(i for i, text in enumerate(lines) if "ste_forward" in text)
+    assert [(site.file, site.line) for site in sites] == [(inspect.getsourcefile(Model), where)] * seeds
+    assert {site.expression for site in sites} == {"host + (seed - seed.detach())"}
+    assert {site.code for site in sites} == {"ste_compile.ste_forward(h, self.seeds[i](h.detach()))"}
+    assert [site.surrogates[0].module.split(".")[:2] for site in sites] == [["seeds", str(i)] for i in range(seeds)]
+    assert [site.casts for site in sites] == [("f32 -> bf16",) if i == 1 else () for i in range(seeds)]
+
+
+@pytest.mark.parametrize("seeds", (1, 4))
+def test_what_the_sites_free_adds_up_to_what_the_compiled_graphs_differ_by(reports, seeds):
+    (graph,) = reports[seeds].graphs
+    forward = graph.parts[0]
+    assert forward.kind == "forward" and graph.freed() == forward.stock - forward.ours
+
+
+@pytest.mark.parametrize("seeds", (1, 4))
+def test_freed_bytes_are_what_the_saved_tensors_differ_by(reports, seeds):
+    """Given `saved_tensors_hooks` on stock and on ours, the difference of what they see is what the report says."""
+    counts = []
+    for backend in ("inductor", "ste_finite"):
+        torch._dynamo.reset()
+        own = model(seeds)
+        known = {p.untyped_storage().data_ptr() for p in own.parameters()}
+        x, seen = inputs(), {}
+
+        def pack(tensor, seen=seen):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            torch.compile(own, backend=backend)(x)
+        counts.append(sum(size for pointer, size in seen.items() if pointer not in known | {x.untyped_storage().data_ptr()}))
+    forward = reports[seeds].graphs[0].parts[0]
+    assert counts == [forward.stock.bytes_saved, forward.ours.bytes_saved]
+    assert counts[0] - counts[1] == sum(site.frees.bytes_saved for site in reports[seeds].sites) > 0
+
+
+@pytest.mark.parametrize("numerics", ("finite", "exact"))
+def test_kernels_and_matrix_products_are_what_the_generated_code_calls(numerics):
+    """Given the wrappers Inductor wrote for stock and for us, their calls, counted in the text, are the report's figures. (For
+    a convolutional seed: a norm is one kernel too, but several loops in C++.)"""
+    (graph,) = ste_compile.explain(model(1), inputs(), numerics=numerics).graphs
+    forward = graph.parts[0]
+    for level, figures in ((None, forward.stock), (numerics, forward.ours)):
+        code = code_of(1, level)
+        assert len(re.findall(r"extern_kernels\.(?:convolution|mm|addmm|bmm)\(|mkldnn._convolution", code)) == figures.matmuls
+        assert kernels_in(code) == figures.kernels
+    wanted = sum(site.frees.matmuls for site in graph.sites)
+    assert wanted == 2 and graph.freed().matmuls == (wanted if numerics == "finite" else 0)
+    if numerics == "exact":
+        assert "numerics='finite' would free 2 matmuls" in graph.sites[0].notes[0]
+
+
+class Broken(nn.Module):
+    """A seed on one side of a graph break, its site on the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed = nn.Linear(8, 8)
+
+    def forward(self, h):
+        seed = self.seed(h.detach()).tanh()
+        torch._dynamo.graph_break()
+        return ste_compile.ste_forward(h, seed).relu()
+
+
+def test_a_graph_break_between_seed_and_site_is_reported_where_and_why():
+    report = ste_compile.explain(Broken(), torch.randn(4, 8), numerics="finite")
+    lines, first = inspect.getsourcelines(Broken.forward)
+    at = first + next(i for i, text in enumerate(lines) if "graph_break" in text)
+    seed, rest = report.graphs
+    assert not seed.sites and seed.started_by is None
+    assert (rest.started_by.file, rest.started_by.line) == (inspect.getsourcefile(Broken), at)
+    (site,) = rest.sites
+    assert site.action == "cancelled" and site.line == at + 1 and "User-inserted graph break" in rest.started_by.reason
+    assert f"comes from outside this graph: graph break at {inspect.getsourcefile(Broken)}:{at}" in site.notes[0]
+    assert "nothing upstream of it can be freed" in site.notes[0]
+
+
+def test_a_parameter_after_a_graph_break_is_not_from_outside():
+    """Given a weight that is quantised after a break, then the weight is an input of the graph, but the break costs it nothing."""
+    layer = nn.Linear(8, 8)
+
+    def fn(x):
+        x = x.sin()
+        torch._dynamo.graph_break()
+        weight = layer.weight + (layer.weight.round() - layer.weight).detach()
+        return nn.functional.linear(x, weight)
+
+    (site,) = ste_compile.explain(fn, torch.randn(4, 8), numerics="algebraic").sites
+    assert site.action == "cancelled" and site.notes == ()
+
+
+def test_near_misses_name_what_keeps_the_surrogate():
+    """Given a surrogate that the forward also returns, or that draws random numbers, the note says so."""
+
+    def shared(h, x):
+        seed = x.sin()
+        return h + (seed - seed.detach()), seed.cos()
+
+    (site,) = ste_compile.explain(shared, torch.ones(4), torch.ones(4), numerics="finite").sites
+    assert re.search(r"surrogate sin stays: the forward also uses it in cos, .*test_explain.py:\d+", site.notes[0])
+
+
+def test_a_site_that_is_refused_says_why_and_frees_nothing():
+    def scaled(h, s):
+        return torch.add(s - s.detach(), h, alpha=2)
+
+    (site,) = ste_compile.explain(scaled, torch.ones(4), torch.ones(4), numerics="finite").sites
+    assert site.action == "left" and "alpha" in site.reason and str(site.frees) == "nothing" and site.notes == ()
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.last = None
+
+    def forward(self, h, out=None):
+        self.last = "called"
+        if out is not None:
+            out.add_(1)
+        return ste_compile.ste_forward(h, torch.dropout(self.norm(h), 0.5, True))
+
+
+def test_the_callers_state_is_as_it_was():
+    """Given buffers, attributes, gradients, mutated arguments, random numbers and a compiled model, explain changes none of them."""
+    own = Stateful()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(own, backend=counter)
+    h, out = torch.randn(4, 8, requires_grad=True), torch.zeros(3)
+    compiled(h, out).sum().backward()
+    own.last = "mine"
+    before = {name: buffer.clone() for name, buffer in own.named_buffers()}
+    gradients = [h.grad, *(p.grad for p in own.parameters())]
+    state, frames = torch.get_rng_state(), counter.frame_count
+    for _ in range(2):
+        assert len(ste_compile.explain(compiled, h, out=out, numerics="finite").sites) == 1
+    assert torch.equal(torch.get_rng_state(), state) and own.last == "mine" and torch.equal(out, torch.ones(3))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in own.named_buffers())
+    assert all(mine is theirs for mine, theirs in zip([h.grad, *(p.grad for p in own.parameters())], gradients))
+    compiled(h, out)
+    assert counter.frame_count == frames, "explain made the caller's model compile again"
+
+
+def test_a_graph_of_the_callers_is_not_used_up():
+    """Given an argument that is not a leaf, the caller can still go backward through it."""
+    x = torch.randn(4, requires_grad=True)
+    h = x.exp()
+    ste_compile.explain(lambda h: h + (h.sin() - h.sin().detach()), h)
+    h.sum().backward()
+    assert x.grad is not None
+
+
+def test_modes_and_shapes():
+    """Given no-grad, autocast and a dynamic dimension, the report shows each: no backward, the cast, a symbolic size."""
+    seed = nn.Linear(8, 8)
+
+    def fn(h):
+        return ste_compile.ste_forward(h, seed(h).float())
+
+    h = torch.randn(5, 8, dtype=torch.bfloat16)
+    torch._dynamo.mark_dynamic(h, 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (graph,) = ste_compile.explain(fn, h, numerics="finite").graphs
+    assert [part.kind for part in graph.parts] == ["inference"] and not graph.training
+    (site,) = graph.sites
+    assert site.casts == ("bf16 -> f32", "f32 -> bf16") and re.fullmatch(r"bf16\[s\d+, 8\]", site.value.type)
+    assert graph.freed().matmuls == 1
+
+
+def test_json_keeps_everything(reports):
+    report = reports[4]
+    assert Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()).to_html() == report.to_html()
+    for text, message in (("{}", "no 'schema'"), ("nonsense", "no 'schema'"), ('{"schema": 99}', "schema=99, this version reads 1")):
+        with pytest.raises(ValueError, match=message):
+            Report.from_json(text)
+
+
+def test_the_table_is_at_most_100_columns_wide(reports):
+    text = str(reports[4])
+    assert max(map(len, text.splitlines())) <= 100 and text.count("cancelled") == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    (
+        (lambda: ste_compile.explain(3), TypeError, "fn must be a module or a function, got int"),
+        (lambda: ste_compile.explain(torch.sin, torch.ones(2), numerics="fast"), ValueError, "numerics='fast' is not a level"),
+        (lambda: ste_compile.explain(lambda x: x.nothing(), torch.ones(2)), Exception, "nothing"),
+    ),
+)
+def test_a_wrong_argument_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
