@@ -38,6 +38,7 @@ __all__ = [
     "InductorBackend",
     "Kernel",
     "aot_autograd",
+    "compilation",
     "compile_id",
     "compiling_alone",
     "forward_outputs",
@@ -58,9 +59,15 @@ __all__ = [
 ]
 
 
+def compilation() -> Any:
+    """The compilation under way, an object of its own also where a name comes again after a reset; None outside any. The backward
+    has its forward's, however late it is compiled."""
+    return torch._guards.CompileContext.current_compile_id()
+
+
 def compile_id() -> str:
     """Dynamo's name of the graph being compiled, "0/0"; "" outside a compilation."""
-    return str(torch._guards.CompileContext.current_compile_id() or "")
+    return str(compilation() or "")
 
 
 def parameter_indices(gm: GraphModule) -> frozenset[int]:

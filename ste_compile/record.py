@@ -2,7 +2,7 @@
 
 Inductor hands the passes one joint or inference graph, then each graph compiled from it, perhaps much later and on another thread
 (the backward on CUDA). A `Record` is what is known of one joint graph; the graphs compiled from it find it by the keys that `tag`
-left on its sites, or else by its compile id.
+left on its sites, or else by the compilation they belong to.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Record:
     copied: dict[Node, Node]
     recorders: tuple[Recorder, ...]
     name: str
+    compilation: Any
     id: int = field(default_factory=_ids.__next__)
     sites: tuple[Site, ...] = ()
     outcomes: dict[int, Outcome] = field(default_factory=dict)
@@ -68,7 +69,8 @@ class Record:
         """All of it, as data."""
         sites = tuple(map(self.site, range(len(self.sites))))
         # Beside each other first: stock's graph and ours where there are both, else before and after.
-        names = sorted(self.views, key=lambda name: VIEWS.index(name) if "stock" in "".join(self.views) else 0)
+        compared = any(name.startswith("stock") for name in self.views)
+        names = sorted(self.views, key=VIEWS.index) if compared else list(self.views)
         views = tuple(report.View(name, tuple(self._lines(name, self.views[name]))) for name in names)
         parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in self.parts.items())
         return report.Graph(self.name, self.training, self.numerics, sites, parts, views, self.started_by)
@@ -170,7 +172,7 @@ def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record 
         return None
     copy, copied = Graph(), {}
     copy.output(copy.graph_copy(graph, copied)).meta = graph.output_node().meta
-    record = Record(numerics, copy, copied, recorders, _torch.compile_id())
+    record = Record(numerics, copy, copied, recorders, _torch.compile_id(), _torch.compilation())
     _look(record, "before", graph)
     _recent.append(record)
     for recorder in recorders:
@@ -235,9 +237,11 @@ def key(record: Record | None, index: int) -> Any:
 
 def _record_of(outcomes: Sequence[Outcome]) -> Record | None:
     ids = {outcome.key[0] for outcome in outcomes if outcome.key}
-    name = _torch.compile_id()
-    found = (record for record in reversed(_recent) if (record.id in ids if ids else record.name == name))
-    return next(found, None)
+    compilation = _torch.compilation()
+    for record in reversed(_recent):
+        if record.id in ids if ids else compilation is not None and record.compilation is compilation:
+            return record
+    return None
 
 
 def _translated(site: Site, copied: dict[Node, Node]) -> Site:
