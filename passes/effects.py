@@ -15,6 +15,7 @@ something else, most often what is saved for the backward, has the same effect b
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -50,7 +51,7 @@ def keep(graph: Graph, before: dict[Node, None]) -> None:
     for node in _readers_of_mutated(graph).intersection(lost):  # else the partitioner recomputes it where it is cheap
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
     if lost:
-        reader, value = next(_ends(graph))
+        reader, value = _unshared(graph)
         reader.replace_input_with(value, emit(graph, reader, ops.after.default, (value, lost), like=value))
 
 
@@ -69,6 +70,13 @@ def _ends(graph: Graph) -> Iterator[tuple[Node, Node]]:
     output = graph.output_node()
     yield from ((output, node) for node in output.all_input_nodes if tensor(node) is not None and not is_backward(node))
     yield from ((node, node.args[1]) for node in graph.find_nodes(op="call_function", target=aten.copy_.default))
+
+
+def _unshared(graph: Graph) -> tuple[Node, Node]:
+    """A result that shares no memory with another or with an input, which a copy of it would not; the first, if all do."""
+    ends = [*_ends(graph)]
+    held = Counter(s for node in (*graph.find_nodes(op="placeholder"), *(value for _, value in ends)) for s in storages(node))
+    return next((end for end in ends if all(held[s] == 1 for s in storages(end[1]))), ends[0])
 
 
 def _readers_of_mutated(graph: Graph) -> set[Node]:

@@ -69,6 +69,7 @@ class _Walk:
     zeros: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     sites: dict[Node, Site] = field(default_factory=dict)
     poisoned: set[Node] = field(default_factory=set)
+    plain: set[Node] = field(default_factory=set)  # where a term cancelled within one spelling
 
     def linear_terms(self, node: Node) -> Set[Term]:
         return self.forms[node].terms.keys() if node in self.forms else frozenset()
@@ -122,6 +123,7 @@ def _visit(walk: _Walk, node: Node) -> None:
     only_numbers = all(number < 0 for number, _ in cancelled)
     if plain or (cancelled and (only_numbers or not residual)):
         walk.poisoned |= form.sites
+        walk.plain.add(node)
     elif zeros:
         walk.forms[node] = form
         walk.sites[node] = _exact_site(walk, node, parts, zeros[0])
@@ -130,6 +132,17 @@ def _visit(walk: _Walk, node: Node) -> None:
         walk.sites[node] = _reassociating_site(walk, node, Form(residual), cancelled)
     else:
         walk.forms[node] = form
+        if near_miss := _near_miss(walk, node):
+            walk.sites[node] = near_miss
+
+
+def _near_miss(walk: _Walk, root: Node) -> Site | None:
+    """A sum written as an estimator, `(v - s)' + s`, whose value itself adds up the surrogate: reported, and left alone."""
+    differences = {without_markers(a) for a in root.all_input_nodes if a.target in MARKERS} & walk.plain
+    match = match_order(root, walk.values) if differences else None
+    if match is None or match[0] != "(v - s) + s":
+        return None
+    return Site(root, match[1], (match[2],), "algebraic", match[0], tree=(root,), refusal=ERROR_IS_USED)
 
 
 def _zero_arguments(node: Node) -> tuple[int, ...]:

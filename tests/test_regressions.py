@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ste_compile.passes import cancel, recognise
 
 import ste_compile
 from ste_compile.testing import assert_equivalent
@@ -88,3 +89,37 @@ def test_a_surrogate_that_is_itself_half_detached():
         x, q = torch.randn(9, requires_grad=True), torch.randn(9)
         assert torch.equal(compiled(x, q), q)
     assert [site.action for site in recorder.sites()] == ["cancelled"]
+
+
+def test_an_effect_is_kept_by_a_result_that_shares_no_memory():
+    """Given a cancelled surrogate that draws random numbers, and results of which two are one memory, then the draw is held by the
+    third: a copy of one of the two would no longer share."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def fn(x, s):
+        noisy = torch.rand_like(s) * s
+        base = x.exp()
+        return base.view(-1), base, x.cos() + (noisy - noisy.detach())
+
+    graph = make_fx(fn, tracing_mode="fake")(torch.randn(3), torch.randn(3)).graph
+    assert [outcome.action for outcome in cancel(graph, recognise(graph), "finite")] == ["cancelled"]
+    view, base, last = graph.output_node().args[0]
+    assert view.args[0] is base and last.target is torch.ops.ste_compile.after.default
+
+
+def test_an_estimator_whose_value_adds_up_its_surrogate_is_a_near_miss():
+    """Given `s + (v - s)'` with a `v` that is itself a sum with `s`, which also measures a rounding error, the site is left at every
+    level, exactly as it is, and reported with its reason."""
+
+    def fn(h, x):
+        s = x.sin()
+        return s + ((h + s) - s).detach()
+
+    h, x = torch.randn(9) * 1e4, torch.randn(9, requires_grad=True)
+    for numerics in LEVELS:
+        torch._dynamo.reset()
+        with ste_compile.collect() as recorder:
+            compiled = torch.compile(fn, backend="ste_aot_eager", options={"numerics": numerics})
+            assert torch.equal(compiled(h, x), fn(h, x))
+        (site,) = recorder.sites()
+        assert site.action == "left" and site.reason.startswith("its rounding error is used")
