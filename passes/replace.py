@@ -84,7 +84,7 @@ def _described(value: torch.Tensor) -> str:
 def _sharing(graph: Graph) -> set[tuple[Any, ...]]:
     """Which results share memory, with an input or with another result."""
     holders: dict[Any, list[Any]] = {}
-    for node in graph.find_nodes(op="placeholder"):
+    for node in _inputs(graph):
         for storage in storages(node):
             holders.setdefault(storage, []).append(node.name)
     pairs: set[tuple[Any, ...]] = set()
@@ -211,7 +211,13 @@ def _would_alias(graph: Graph, root: Node, value: Node) -> bool:
     if outputs.isdisjoint(storages(root)):
         return False
     inputs = graph.find_nodes(op="placeholder")
-    return any(map(is_backward, inputs)) or not storages(value).isdisjoint(outputs.union(*map(storages, inputs)))
+    return any(map(is_backward, inputs)) or not storages(value).isdisjoint(outputs.union(*map(storages, _inputs(graph))))
+
+
+def _inputs(graph: Graph) -> list[Node]:
+    """The inputs, and what the graph writes to them at its end: Inductor may compute that in the input's own memory."""
+    written = [node.args[1] for node in graph.find_nodes(op="call_function", target=aten.copy_.default)]
+    return [*graph.find_nodes(op="placeholder"), *(node for node in written if isinstance(node, Node))]
 
 
 def _move_views(users: Iterable[Node], old: set[Any], viewed: dict[Node, Any]) -> None:

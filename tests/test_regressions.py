@@ -123,3 +123,20 @@ def test_an_estimator_whose_value_adds_up_its_surrogate_is_a_near_miss():
             assert torch.equal(compiled(h, x), fn(h, x))
         (site,) = recorder.sites()
         assert site.action == "left" and site.reason.startswith("its rounding error is used")
+
+
+def test_a_value_that_is_also_written_to_an_input_gets_memory_of_its_own():
+    """Given a site whose value is an input after its update, the result is not the input: Inductor updates in place. (Stock's
+    `x[:1].mul_(3); return x.clone()` returns `x` itself, 2.13.)"""
+
+    def fn(x):
+        x[:1].mul_(3)
+        seed = x.exp()
+        return x + (seed - seed.detach())
+
+    compiled = torch.compile(fn, backend="ste_finite")
+    x = torch.randn(3, 4)
+    result = compiled(x)
+    assert torch.equal(result, x)
+    result.add_(1)
+    assert torch.equal(result, x + 1)
