@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from ..numerics import REMOVES, Numerics
 from .effects import effects, keep
 from .recognise import Outcome, Site
-from .replace import UNDONE, Mismatch, Refused, replace_with_value
+from .replace import Refused, replace_with_value
 
 
 def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outcome]:
@@ -59,8 +59,6 @@ def _cancel(graph: Graph, sites: list[Site], numerics: Numerics) -> list[Outcome
                 result, unused = replace_with_value(graph, site.root, site.value, site.negated)
                 dropped |= unused
                 outcomes.append(Outcome(result, "cancelled", f"permitted by numerics={numerics!r}"))
-            except Mismatch as mismatch:
-                outcomes.append(Outcome(site.root, "left", f"{UNDONE}: {mismatch}"))
             except Refused as refusal:
                 outcomes.append(Outcome(site.root, "left", str(refusal)))
             except Exception as error:

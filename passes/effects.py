@@ -23,7 +23,7 @@ from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from .replace import emit, storages
-from .values import COPIES, aten, is_backward, is_pure, tensor
+from .values import COPIES, ancestors, is_backward, is_pure, tensor, writes
 
 ops = torch.ops.ste_compile
 
@@ -31,10 +31,7 @@ ops = torch.ops.ste_compile
 def effects(graph: Graph) -> dict[Node, None]:
     """The nodes whose place matters among those the forward's results are computed from, in graph order."""
     readers = _readers_of_mutated(graph)
-    needed = {value for _, value in _ends(graph)}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
+    needed = ancestors(graph, (value for _, value in _ends(graph)))
     return {
         node: None for node in graph.nodes
         if node in needed and node.op == "call_function" and (node in readers or not is_pure(node))
@@ -69,7 +66,7 @@ def _ends(graph: Graph) -> Iterator[tuple[Node, Node]]:
     """(reader, tensor) for every result of the forward: what it returns, and what is written to its inputs."""
     output = graph.output_node()
     yield from ((output, node) for node in output.all_input_nodes if tensor(node) is not None and not is_backward(node))
-    yield from ((node, node.args[1]) for node in graph.find_nodes(op="call_function", target=aten.copy_.default))
+    yield from ((node, node.args[1]) for node in writes(graph))
 
 
 def _unshared(graph: Graph) -> tuple[Node, Node]:
@@ -83,7 +80,7 @@ def _readers_of_mutated(graph: Graph) -> set[Node]:
     """What is first computed from an input that the graph goes on to write to, seen through the input's views, and through
     copies too: Inductor takes those out that look like no-ops."""
     readers: set[Node] = set()
-    stack = [node.args[0] for node in graph.find_nodes(op="call_function", target=aten.copy_.default)]
+    stack = [node.args[0] for node in writes(graph)]
     while stack:
         memory = storages(node := stack.pop())
         views = {user for user in node.users if not memory.isdisjoint(storages(user))}

@@ -13,18 +13,13 @@ from collections.abc import Collection, Sequence
 from torch.fx import Graph, Node
 
 from .recognise import Site
-from .values import is_backward, is_pure
+from .values import ancestors, is_backward, is_pure
 
 
 def needed(graph: Graph, outputs: Collection[Node]) -> set[Node]:
     """What the forward runs for its `outputs`, and for what it does besides (random numbers, writes). Inputs included."""
-    found = set(outputs)
-    for node in reversed(graph.nodes):
-        acts = node.op == "call_function" and not is_pure(node) and not is_backward(node)
-        if acts or node in found:
-            found.add(node)
-            found.update(node.all_input_nodes)
-    return found
+    acts = (node for node in graph.nodes if node.op == "call_function" and not is_pure(node) and not is_backward(node))
+    return ancestors(graph, (*outputs, *acts))
 
 
 def freed(graph: Graph, sites: Sequence[Site], cancelled: Collection[int], outputs: Collection[Node]) -> dict[Node, int]:

@@ -21,7 +21,7 @@ from torch.fx import Graph, Node
 
 from .linear_form import is_number
 from .recognise import ERROR_IS_USED, Outcome, Site, match_order
-from .replace import TAG, UNDONE, Mismatch, check_same, drop_unused, emit, same_strides
+from .replace import TAG, Mismatch, check_same, drop_unused, emit, same_strides
 from .values import COPIES, MARKERS, is_cast, number_values, prims, tensor
 
 ops = torch.ops.ste_compile
@@ -67,7 +67,7 @@ def fuse(graph: Graph) -> list[Outcome]:
             node, action, reason = _fuse_one(graph, root, mark, match)
             outcomes.append(Outcome(node, action, reason, mark["key"]))
         except Mismatch as mismatch:
-            outcomes.append(Outcome(root, "left", f"{UNDONE}: {mismatch}", mark["key"]))
+            outcomes.append(Outcome(root, "left", str(mismatch), mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
             raise

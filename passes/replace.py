@@ -16,7 +16,7 @@ from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_leaves
 
-from .values import aten, is_backward, is_pure, prims, tensor
+from .values import aten, hint, is_backward, is_pure, prims, tensor, writes
 
 UNDONE = "its rewrite was undone"  # how the reason of an outcome begins where the check after the rewrite failed
 TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
@@ -29,6 +29,9 @@ class Refused(Exception):
 class Mismatch(Refused):
     """A rewrite that a reader would have seen, found by the check that follows each, and undone. None should be: strict mode
     raises it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{UNDONE}: {what}")
 
 
 def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = False) -> tuple[Node, set[Node]]:
@@ -43,7 +46,7 @@ def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = Fal
         >>> replace_with_value(traced.graph, add, h), relu.args
         ((h_1, {add}), (h_1,))
     """
-    before, shared = root.prev, _sharing(graph)
+    before, shared = root.prev, _sharing(graph) if _is_result(root) else None
     users = {user: (user.args, user.kwargs) for user in root.users}
     viewed: dict[Node, Any] = {}  # the views of the root, and what they were before they moved
     try:
@@ -53,7 +56,7 @@ def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = Fal
         _move_views(users, storages(root), viewed)
         for view, was in viewed.items():
             check_same(view, was, view.meta["val"])
-        if not _sharing(graph) <= shared:
+        if shared is not None and not _sharing(graph) <= shared:
             raise Mismatch(f"a result would come to share memory in the place of {root.name}")
     except BaseException:
         for view, was in viewed.items():
@@ -79,6 +82,19 @@ def check_same(node: Node, was: Any, now: Any) -> None:
 
 def _described(value: torch.Tensor) -> str:
     return f"{value.dtype} {tuple(value.shape)}, strides {tuple(value.stride())} on {value.device}"
+
+
+def _is_result(root: Node) -> bool:
+    """Whether the graph returns the memory of `root`: itself, or a view. Seen from its users, which are few, and not from the
+    results, of which a joint graph has one for each parameter."""
+    memory, stack = storages(root), [root]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output":
+                return True
+            if not memory.isdisjoint(storages(user)):
+                stack.append(user)
+    return False
 
 
 def _sharing(graph: Graph) -> set[tuple[Any, ...]]:
@@ -188,7 +204,7 @@ def _size(graph: Graph, root: Node, size: Any) -> Any:
 def _restride(graph: Graph, root: Node, value: Node) -> Node:
     """A copy of `value` with the strides of `root`, which must be dense: permuted so that a contiguous copy has them."""
     want = tensor(root)
-    order = sorted(range(want.ndim), key=lambda d: (_hint(want.stride(d)), _hint(want.shape[d]), -d), reverse=True)
+    order = sorted(range(want.ndim), key=lambda d: (hint(want.stride(d)), hint(want.shape[d]), -d), reverse=True)
     if order == sorted(order):
         value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
     else:
@@ -200,24 +216,18 @@ def _restride(graph: Graph, root: Node, value: Node) -> Node:
     return value
 
 
-def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else size.node.hint or 0
-
-
 def _would_alias(graph: Graph, root: Node, value: Node) -> bool:
     """Whether an output would come to share memory with an input or another output. In a joint graph anything the backward
     reads may be saved, as an output of the forward that is cut from it, so there every output gets memory of its own."""
-    outputs = set().union(*map(storages, graph.output_node().all_input_nodes))
-    if outputs.isdisjoint(storages(root)):
+    if not _is_result(root):
         return False
-    inputs = graph.find_nodes(op="placeholder")
-    return any(map(is_backward, inputs)) or not storages(value).isdisjoint(outputs.union(*map(storages, _inputs(graph))))
+    held = set().union(*map(storages, (*graph.output_node().all_input_nodes, *_inputs(graph))))
+    return any(map(is_backward, graph.find_nodes(op="placeholder"))) or not storages(value).isdisjoint(held)
 
 
 def _inputs(graph: Graph) -> list[Node]:
     """The inputs, and what the graph writes to them at its end: Inductor may compute that in the input's own memory."""
-    written = [node.args[1] for node in graph.find_nodes(op="call_function", target=aten.copy_.default)]
-    return [*graph.find_nodes(op="placeholder"), *(node for node in written if isinstance(node, Node))]
+    return [*graph.find_nodes(op="placeholder"), *(node.args[1] for node in writes(graph))]
 
 
 def _move_views(users: Iterable[Node], old: set[Any], viewed: dict[Node, Any]) -> None:

@@ -14,6 +14,7 @@ spelling (`k - k`) is arithmetic the user asked for.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,25 @@ def is_pure(node: Node) -> bool:
 def mutates(node: Node) -> bool:
     """Whether a node writes to one of its inputs (in functional graphs: the `copy_` epilogue of mutated inputs)."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def writes(graph: Graph) -> list[Node]:
+    """The epilogue of a functional graph: each node that copies a result into an input."""
+    return graph.find_nodes(op="call_function", target=aten.copy_.default)
+
+
+def ancestors(graph: Graph, nodes: Iterable[Node]) -> set[Node]:
+    """`nodes`, and whatever they are computed from."""
+    found = set(nodes)
+    for node in reversed(graph.nodes):
+        if node in found:
+            found.update(node.all_input_nodes)
+    return found
+
+
+def hint(size: Any) -> int:
+    """A size; of a symbolic one, what it was when traced (0 if that depends on data)."""
+    return size if isinstance(size, int) else size.node.hint or 0
 
 
 @dataclass

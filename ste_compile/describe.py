@@ -11,7 +11,8 @@ from torch.fx import Graph, Node, map_arg
 
 from . import _torch, report, source
 from .passes import Site, cast_chain
-from .passes.values import COPIES, MARKERS, is_cast, is_pure, tensor
+from .passes.replace import storages
+from .passes.values import COPIES, MARKERS, hint, is_cast, is_pure, tensor
 
 SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
@@ -66,22 +67,13 @@ def figures(nodes: Iterable[Node]) -> report.Figures:
 
 def saved_by(graph: Graph) -> list[Node]:
     """What a forward graph saves for the backward, inputs (parameters among them) and symbolic sizes aside: one node a memory."""
-    known = {_storage(node) for node in graph.find_nodes(op="placeholder")}
-    by_storage = {_storage(node): node for node in _torch.saved(graph) if tensor(node) is not None}
+    known = set().union(*map(storages, graph.find_nodes(op="placeholder")))
+    by_storage = {storage: node for node in _torch.saved(graph) for storage in storages(node)}
     return [node for storage, node in by_storage.items() if storage not in known]
-
-
-def _storage(node: Node) -> Any:
-    return None if tensor(node) is None else tensor(node).untyped_storage()._cdata
 
 
 def bytes_of(nodes: Iterable[Node]) -> int:
     return sum(hint(tensor(node).untyped_storage().nbytes()) for node in nodes)
-
-
-def hint(size: Any) -> int:
-    """A size; of a symbolic one, what it was when traced (0 if that depends on data)."""
-    return size if isinstance(size, int) else size.node.hint or 0
 
 
 def line(node: Node) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ste_compile.passes import number_values, recognise
+from ste_compile.passes import cancel, number_values, recognise, replace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile.backends import run_joint, run_post_grad
@@ -129,3 +129,25 @@ def test_the_cost_is_linear(numerics):
         per_node[nodes] = best / nodes
     print(per_node)
     assert max(per_node.values()) <= 2 * min(per_node.values()), per_node
+
+
+def test_the_cost_of_a_site_does_not_grow_with_the_results(monkeypatch):
+    """Given a joint graph, which has a result for each parameter, a site that is not itself a result is cancelled without a look at
+    them: the memory of nodes is asked for as often with 20 results as with 400."""
+
+    def asked(parameters):
+        def fn(h, *weights):
+            for weight in weights[:20]:
+                seed = (h * weight).sin()
+                h = (h + (seed - seed.detach())).relu()
+            return (h, *(weight.exp() for weight in weights))
+
+        graph = make_fx(fn, tracing_mode="fake")(*(torch.ones(2) for _ in range(parameters + 1))).graph
+        calls = []
+        with monkeypatch.context() as patched:
+            patched.setattr(replace, "storages", lambda node: calls.append(node) or storages(node))
+            assert len(cancel(graph, recognise(graph), "finite")) == 20
+        return len(calls)
+
+    storages = replace.storages
+    assert asked(20) == asked(400)
