@@ -151,9 +151,9 @@ def _unpacked(made: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, A
 
 
 def _once(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    from .explain import state_kept
+    from .explain import kept
 
-    with state_kept(model, args, kwargs):
+    with kept(model, args, kwargs):
         model(*args, **kwargs)
 
 

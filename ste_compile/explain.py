@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from .backends import JOINT, POST_GRAD, chained, compile_with, inductor_options
 from .describe import bytes_of, figures, line, saved_by
 from .numerics import Numerics
 from .report import Figures, Report
+from .state import modules_of, state_kept
 
 OWNER = "ste_compile_owner"  # the entry of `node.meta` that says which site keeps a node in stock's forward
 NOTHING = Figures(0, 0, 0, 0, 0, 0)
@@ -46,9 +47,9 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         TypeError: `fn` cannot be called.
         Exception: whatever `fn` itself, or the compiler, raises.
 
-    What the caller has is as it was afterwards: parameters, buffers and attributes of the module, gradients, tensors among the
-    arguments, torch's random streams, and what is compiled already (from torch 2.13 on). What a function closes over is not known
-    and so not restored.
+    What the caller has is as it was afterwards: parameters, buffers and attributes of the modules (of a function, those it closes
+    over or is a method of), gradients, tensors among the arguments, torch's random streams, and what is compiled already (from
+    torch 2.13 on).
 
         >>> report = explain(lambda h, s: h + (s.exp() - s.exp().detach()), torch.ones(4), torch.ones(4), numerics="finite")
         >>> [(site.expression, site.action, site.frees.kernels) for site in report.sites]
@@ -185,7 +186,7 @@ def _run(fn: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]
         return compile_with(gm, inputs, options)
 
     args, kwargs = tree_map_only(Tensor, _own_graph, (args, kwargs))
-    with state_kept(fn, args, kwargs):
+    with kept(fn, args, kwargs):
         outputs = tree_leaves(torch.compile(fn, backend=backend, **_torch.ISOLATED)(*args, **kwargs))
         outputs = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
         if leaves := _leaves(outputs):  # `grad`, not `backward`: it neither accumulates nor calls the hooks on accumulation
@@ -209,30 +210,8 @@ def _leaves(outputs: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-@contextlib.contextmanager
-def state_kept(fn: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[None]:
-    candidates = [fn, getattr(fn, "__self__", None), *tree_leaves((args, kwargs))]
-    modules = {m for root in candidates if isinstance(root, nn.Module) for m in root.modules()}
-    attributes = [(own, dict(own)) for m in modules for own in (m.__dict__, m._buffers, m._parameters)]
-    tensors = {t for t in candidates if isinstance(t, Tensor)}
-    tensors |= {t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
-    before = [(t, _version(t), t.detach().clone()) for t in tensors]
-    devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng([]))
-            for device in devices:
-                stack.enter_context(torch.random.fork_rng([device.index or 0], device_type=device.type))
-            yield
-    finally:
-        for own, was in attributes:
-            own.clear()
-            own.update(was)
-        with torch.no_grad():
-            for tensor, version, was in before:
-                if version is None or tensor._version != version:
-                    tensor.copy_(was)
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+def kept(fn: Callable[..., Any], args: Any, kwargs: Any) -> contextlib.AbstractContextManager[None]:
+    """Whatever a call of `fn` with these arguments may change is afterwards as it was."""
+    leaves = tree_leaves((args, kwargs))
+    modules = [*modules_of(fn).values(), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
+    return state_kept(modules, [leaf for leaf in leaves if isinstance(leaf, Tensor)])

@@ -204,6 +204,29 @@ def test_a_graph_of_the_callers_is_not_used_up():
     assert x.grad is not None
 
 
+def test_a_backward_that_waits_is_not_invalidated():
+    """Given a graph of the caller's that has saved a buffer, which the model's forward updates, the buffer is not written to, also
+    where a function only closes over the module."""
+
+    class Updating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(4))
+
+        def forward(self, h):
+            out = h + (h.sin() - h.sin().detach())
+            self.scale.mul_(2)
+            return out
+
+    own = Updating()
+    x = torch.randn(4, requires_grad=True)
+    waiting = (x * own.scale).sum()
+    for fn in (own, lambda h: own(h)):
+        assert len(ste_compile.explain(fn, torch.randn(4), numerics="finite").sites) == 1
+    waiting.backward()
+    assert torch.equal(x.grad, torch.ones(4)) and torch.equal(own.scale, torch.ones(4))
+
+
 def test_modes_and_shapes():
     """Given no-grad, autocast and a dynamic dimension, the report shows each: no backward, the cast, a symbolic size."""
     seed = nn.Linear(8, 8)

@@ -16,8 +16,8 @@ from torch.fx import GraphModule
 from .. import _torch, backends, record
 from ..numerics import REMOVES
 from ..report import Site
-from .compare import same_bits
-from .equivalence import _own, _same_fact, describe
+from .compare import describe, same_bits
+from .equivalence import _own, _same_fact
 from .program import Program
 from .runs import Run, run
 

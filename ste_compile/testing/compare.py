@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..numerics import Numerics
+
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ULP_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FARTHEST = torch.iinfo(torch.int64).max
@@ -85,3 +87,50 @@ def _check_tensors(name: str, ours: object, eager: object) -> None:
     for argument, given in (("ours", ours), ("eager", eager)):
         if not isinstance(given, Tensor):
             raise TypeError(f"{name}: {argument} must be a tensor, got {type(given).__name__}")
+
+
+def describe(ours: Tensor, eager: Tensor, wrong: Tensor) -> str:
+    """How many elements are wrong, and the worst of them: the furthest in ulp, or the first where there are no ulp."""
+    if ours.is_complex():
+        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
+    distance = ulp_distance(ours, eager) if ours.dtype in ULP_DTYPES else wrong.long()
+    flat = int(distance.masked_fill(~wrong, -1).flatten().argmax())
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), ours.shape))
+    values = f"{_number(ours, flat)}, and in eager {_number(eager, flat)}"
+    text = f"{int(wrong.sum())} of {ours.numel()} elements differ, the worst at {at}: {values}"
+    if ours.dtype not in ULP_DTYPES:
+        return text
+    ulp = int(distance.flatten()[flat])
+    return text + (", not comparable in ulp" if ulp == FARTHEST else f", {ulp} ulp apart")
+
+
+def _number(x: Tensor, flat: int) -> str:
+    return repr(x.flatten()[flat].item())
+
+
+def permitted(ours: Tensor, eager: Tensor, level: Numerics) -> Tensor:
+    same = same_bits(ours, eager)
+    if level == "exact" or not (eager.is_floating_point() or eager.is_complex()):
+        return same
+    if eager.is_complex():
+        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
+    if eager.element_size() == 1:
+        ours, eager = ours.float(), eager.float()
+    return same | (ours == eager) | ~eager.isfinite()
+
+
+def error(x: Tensor, reference: Tensor) -> Tensor:
+    """|x - reference| in float64, of finite elements; NaN for others, which no bound admits."""
+    if x.is_complex():
+        x, reference = torch.view_as_real(x.resolve_conj()), torch.view_as_real(reference.resolve_conj())
+    error = (x.double() - reference.double()).abs()
+    return error.masked_fill(~(x.isfinite() & reference.isfinite()), float("nan"))
+
+
+def largest(x: Tensor, reference: Tensor) -> float:
+    return float(error(x, reference).nan_to_num(0).max())
+
+
+def ulp(x: Tensor) -> float:
+    """An ulp of a tensor's largest finite magnitude, to within a factor of two."""
+    return torch.finfo(x.dtype).eps * largest(x, torch.zeros_like(x))

@@ -15,8 +15,9 @@ from .. import _torch, backends, record
 from .. import numerics as levels
 from ..numerics import Numerics
 from ..report import Site
-from .compare import FARTHEST, ULP_DTYPES, bitwise_equal, same_bits, ulp_distance
-from .runs import Run, modules_of, run
+from ..state import modules_of
+from .compare import bitwise_equal, describe, error, largest, permitted, ulp
+from .runs import Run, run
 
 # our backend -> the same without the passes
 STOCK = {"ste_aot_eager": "aot_eager", "ste": "inductor"}
@@ -157,10 +158,10 @@ class Comparison:
         elif ours.dtype != eager.dtype or ours.shape != eager.shape:
             yield f"{name}: {ours.dtype} {tuple(ours.shape)}, and in eager {eager.dtype} {tuple(eager.shape)}"
         else:
-            wrong = ~_permitted(ours, eager, self.level)
+            wrong = ~permitted(ours, eager, self.level)
             if wrong.any() and stock is not None and stock.dtype == ours.dtype and stock.shape == ours.shape:
-                wrong = ~_permitted(ours, stock, self.level) & wrong if self.backend == "ste" else wrong
-                if self.backend != "ste" and _permitted(ours, stock, self.level).all():
+                wrong = ~permitted(ours, stock, self.level) & wrong if self.backend == "ste" else wrong
+                if self.backend != "ste" and permitted(ours, stock, self.level).all():
                     return
             yield from self._bounded(name, ours, eager, wrong)
 
@@ -180,8 +181,8 @@ class Comparison:
         stock = self.stock.tensors.get(name)
         if stock is None or stock.shape != eager.shape:
             return wrong, ""
-        bound = 1.5 * _largest(stock, eager) + 4 * _ulp(eager)
-        return wrong & ~(_error(ours, eager) <= bound), f"; stock Inductor's distance from eager allows {bound:.3g}"
+        bound = 1.5 * largest(stock, eager) + 4 * ulp(eager)
+        return wrong & ~(error(ours, eager) <= bound), f"; stock Inductor's distance from eager allows {bound:.3g}"
 
     def _no_further_than_eager(self, name: str, ours: Tensor, eager: Tensor, wrong: Tensor) -> tuple[Tensor, str]:
         if isinstance(self.wide, Exception):
@@ -192,8 +193,8 @@ class Comparison:
         wide = self.wide.tensors.get(name)
         if wide is None or wide.shape != eager.shape:
             return wrong, "; a float64 run of the model gives none to measure both against"
-        bound = 4 * _largest(eager, wide) + 16 * _ulp(eager)
-        return wrong & ~(_error(ours, wide) <= bound), f"; eager's distance from a float64 run allows {bound:.3g} from that"
+        bound = 4 * largest(eager, wide) + 16 * ulp(eager)
+        return wrong & ~(error(ours, wide) <= bound), f"; eager's distance from a float64 run allows {bound:.3g} from that"
 
     def culprits(self) -> dict[str, list[str]]:
         """Tensor -> the sites from which its difference flows: those that make it when they alone are rewritten."""
@@ -224,53 +225,6 @@ def _name(difference: str) -> str:
 def _sites(sites: Sequence[Site]) -> list[str]:
     """What was done to the sites of the model, where each stands in its source."""
     return ["sites of the model:", *(f"  {site}" for site in sites)] if sites else ["no site was found in the model"]
-
-
-def describe(ours: Tensor, eager: Tensor, wrong: Tensor) -> str:
-    """How many elements are wrong, and the worst of them: the furthest in ulp, or the first where there are no ulp."""
-    if ours.is_complex():
-        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
-    distance = ulp_distance(ours, eager) if ours.dtype in ULP_DTYPES else wrong.long()
-    flat = int(distance.masked_fill(~wrong, -1).flatten().argmax())
-    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), ours.shape))
-    values = f"{_number(ours, flat)}, and in eager {_number(eager, flat)}"
-    text = f"{int(wrong.sum())} of {ours.numel()} elements differ, the worst at {at}: {values}"
-    if ours.dtype not in ULP_DTYPES:
-        return text
-    ulp = int(distance.flatten()[flat])
-    return text + (", not comparable in ulp" if ulp == FARTHEST else f", {ulp} ulp apart")
-
-
-def _number(x: Tensor, flat: int) -> str:
-    return repr(x.flatten()[flat].item())
-
-
-def _permitted(ours: Tensor, eager: Tensor, level: Numerics) -> Tensor:
-    same = same_bits(ours, eager)
-    if level == "exact" or not (eager.is_floating_point() or eager.is_complex()):
-        return same
-    if eager.is_complex():
-        ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())
-    if eager.element_size() == 1:
-        ours, eager = ours.float(), eager.float()
-    return same | (ours == eager) | ~eager.isfinite()
-
-
-def _error(x: Tensor, reference: Tensor) -> Tensor:
-    """|x - reference| in float64, of finite elements; NaN for others, which no bound admits."""
-    if x.is_complex():
-        x, reference = torch.view_as_real(x.resolve_conj()), torch.view_as_real(reference.resolve_conj())
-    error = (x.double() - reference.double()).abs()
-    return error.masked_fill(~(x.isfinite() & reference.isfinite()), float("nan"))
-
-
-def _largest(x: Tensor, reference: Tensor) -> float:
-    return float(_error(x, reference).nan_to_num(0).max())
-
-
-def _ulp(x: Tensor) -> float:
-    """An ulp of a tensor's largest finite magnitude, to within a factor of two."""
-    return torch.finfo(x.dtype).eps * _largest(x, torch.zeros_like(x))
 
 
 def _same_fact(a: Any, b: Any) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .compare import bitwise_equal
+from ..state import state_kept
 
 WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
          torch.complex32: torch.complex128, torch.complex64: torch.complex128}  # fmt: skip
@@ -29,62 +28,13 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def modules_of(fn: Callable[..., Any]) -> dict[str, nn.Module]:
-    """The modules whose state a call may read or change, by the prefix of their tensors' names: `fn` itself, what it is a method
-    of, and what it closes over."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if isinstance(fn, nn.Module):
-        return {"": fn}
-    found = {"": getattr(fn, "__self__", None)}
-    cells = getattr(fn, "__closure__", None) or ()
-    for name, cell in zip(getattr(getattr(fn, "__code__", None), "co_freevars", ()), cells):
-        with contextlib.suppress(ValueError):  # a cell not filled yet
-            found[f"{name}."] = cell.cell_contents
-    return {prefix: module for prefix, module in found.items() if isinstance(module, nn.Module)}
-
-
-@contextlib.contextmanager
-def state_kept(modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Parameters, buffers, gradients, training flags and the global random state are afterwards as they were."""
-    parts = [part for module in modules.values() for part in module.modules()]
-    training = [(part, part.training) for part in parts]
-    tables = [(table, dict(table)) for part in parts for table in (part._parameters, part._buffers)]
-    tensors = {id(t): t for _, entries in tables for t in entries.values() if t is not None}
-    contents = [(t, t.data, t.detach().clone(), t.grad) for t in tensors.values()]
-    copies = {id(b): b.detach().clone() for part in parts for b in part._buffers.values() if b is not None}
-    for part in parts:  # buffers are written to in a forward, and a graph that waits for its backward may have saved them
-        part._buffers.update({name: b if b is None else copies[id(b)] for name, b in part._buffers.items()})
-    gradients = [(grad, grad.detach().clone()) for *_, grad in contents if grad is not None]
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for table, entries in tables:
-            table.clear()
-            table.update(entries)
-        for tensor, data, content, grad in contents:
-            tensor.data, tensor.grad = data, grad
-            _write_back(tensor, content)
-        for grad, content in gradients:
-            _write_back(grad, content)
-        for part, flag in training:
-            part.training = flag
-
-
-def _write_back(tensor: Tensor, content: Tensor) -> None:
-    if not bitwise_equal(tensor, content):  # a needless write would invalidate a graph that waits for its backward
-        with torch.no_grad():
-            tensor.copy_(content)
-
-
 def run(
     fn: Callable[..., Any], args: tuple, kwargs: dict, modules: dict[str, nn.Module], *, backward: bool, train: bool | None,
     rng_seed: int, wide: bool = False,
 ) -> Run:  # fmt: skip
     """Call `fn` on copies, once, and again backwards; `wide` in float64 throughout."""
     done = Run()
-    with state_kept(modules), _Wide() if wide else contextlib.nullcontext():
+    with state_kept(modules.values()), _Wide() if wide else contextlib.nullcontext():
         for module in modules.values():
             if train is not None:
                 module.train(train)
