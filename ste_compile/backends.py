@@ -103,7 +103,8 @@ class JointPass(_torch.CustomGraphPass):
         _guarded(run_joint, graph, self.numerics)
 
     def uuid(self) -> Any:
-        return _uuid() and (_uuid(), self.numerics)
+        identity = _uuid()
+        return identity and (identity, self.numerics)
 
 
 class PostGradPass(_torch.CustomGraphPass):

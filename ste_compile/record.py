@@ -71,7 +71,8 @@ class Record:
         # Beside each other first: stock's graph and ours where there are both, else before and after.
         compared = any(name.startswith("stock") for name in self.views)
         names = sorted(self.views, key=VIEWS.index) if compared else list(self.views)
-        views = tuple(report.View(name, tuple(self._lines(name, self.views[name]))) for name in names)
+        known = {which: {name for name, _, _ in shown} for which, shown in self.views.items()}
+        views = tuple(report.View(name, tuple(self._lines(name, known))) for name in names)
         parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in self.parts.items())
         return report.Graph(self.name, self.training, self.numerics, sites, parts, views, self.started_by)
 
@@ -90,12 +91,11 @@ class Record:
             stack=stack, edges=edges(site),
         )  # fmt: skip
 
-    def _lines(self, view: str, lines: list[tuple[str, str, str]]) -> Iterator[report.Line]:
-        names = {which: {name for name, _, _ in shown} for which, shown in self.views.items()}
+    def _lines(self, view: str, names: dict[str, set[str]]) -> Iterator[report.Line]:
         cancelled = {node.name for node, index in self.owner.items() if self.outcomes[index].action == "cancelled"}
         fused = {n.name for i, site in enumerate(self.sites) if self.outcomes[i].action == "fused" for n in site.tree}
         beside = names.get("after" if view == "before" else view.removeprefix("stock "), set())  # what stands to the right of it
-        for name, text, where in lines:
+        for name, text, where in self.views[view]:
             if "= ste_compile." in text or (beside is not names[view] and name in fused):
                 state = "fused"
             elif name in cancelled:

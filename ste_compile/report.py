@@ -1,7 +1,7 @@
 """What the passes found, what they did, and why not: plain frozen data, the same in print, in JSON and in the page.
 
     Report          one call of `explain`, or whatever was compiled inside `collect`
-      Graph         one graph that Dynamo captured: its sites, and how it ended
+      Graph         one graph that Dynamo captured: its sites, and what it goes on after
         Site        one straight-through estimator: where, what, what was done, why, and what that is worth
         Part        one graph that is compiled from it (forward, backward, inference), beside stock's
         View        a graph as text, before and after, each line with what became of its node
@@ -56,12 +56,8 @@ class Figures:
 
     def __str__(self) -> str:
         """In words, zeros left out: "6 matmuls, 14 kernels, 28.7 MiB saved"."""
-        words = [
-            f"{count} {name if count != 1 else name[:-1]}"
-            for name, count in (("matmuls", self.matmuls), ("kernels", self.kernels), ("operators", self.operators)) if count
-        ]  # fmt: skip
-        if self.kernels:
-            words = [word for word in words if "operator" not in word]
+        work = ("kernel", self.kernels) if self.kernels else ("operator", self.operators)
+        words = [f"{count} {name}{'s' * (count != 1)}" for name, count in (("matmul", self.matmuls), work) if count]
         traffic = (self.bytes_read or 0) + (self.bytes_written or 0)
         words += [f"{mebibytes(traffic)} of traffic"] * (traffic > 0)
         words += [f"{mebibytes(self.bytes_saved)} saved for the backward"] * bool(self.bytes_saved)
@@ -214,7 +210,7 @@ class Report:
         return render(self)
 
     def to_json(self) -> str:
-        """The fields above as JSON text, one line a graph line."""
+        """The fields above as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod

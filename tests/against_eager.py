@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,22 @@ from ste_compile.numerics import REMOVES
 from .compare import assert_same_bits
 
 LEVELS = ("exact", "finite", "algebraic")
+levels = pytest.mark.parametrize("numerics", LEVELS)
+trained = pytest.mark.parametrize("train", (True, False), ids=("train", "inference"))
+
+
+def seed(h: Tensor, s: Tensor) -> Tensor:
+    return h + (s - s.detach())
+
+
+class Seeded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = nn.Linear(6, 6)
+        self.seed = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return seed(self.host(x).relu(), self.seed(x))
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,8 @@ from torch.nn.functional import dropout, gumbel_softmax, normalize, rrelu
 
 import ste_compile
 
-from .against_eager import LEVELS, assert_like_eager, run
+from .against_eager import LEVELS, assert_like_eager, run, seed, trained
 from .graphs import captured
-
-trained = pytest.mark.parametrize("train", (True, False), ids=("train", "inference"))
-
-
-def seed(h, s):
-    return h + (s - s.detach())
 
 
 def tensors(*shapes):

@@ -7,34 +7,17 @@ import warnings
 import pytest
 import torch
 from ste_compile.passes import replace
-from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import dropout
 
 import ste_compile
 
-from .against_eager import LEVELS, assert_same, run
-
-levels = pytest.mark.parametrize("numerics", LEVELS)
-
-
-def seed(h, s):
-    return h + (s - s.detach())
+from .against_eager import Seeded, assert_same, levels, run, seed
 
 
 def tensors(*shapes):
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-
-
-class Seeded(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.host = nn.Linear(6, 6)
-        self.seed = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-
-    def forward(self, x):
-        return seed(self.host(x).relu(), self.seed(x))
 
 
 @levels

@@ -12,14 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import ste_compile
 
-from .against_eager import LEVELS, assert_like_eager, run
-
-levels = pytest.mark.parametrize("numerics", LEVELS)
-trained = pytest.mark.parametrize("train", (True, False), ids=("train", "inference"))
-
-
-def seed(h, s):
-    return h + (s - s.detach())
+from .against_eager import LEVELS, Seeded, assert_like_eager, levels, run, seed, trained
 
 
 def vq(q, x):
@@ -144,16 +137,6 @@ def test_activation_checkpointing(policy, drop):
 
 
 # --- autograd's and functorch's own entry points
-
-
-class Seeded(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.host = nn.Linear(6, 6)
-        self.seed = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-
-    def forward(self, x):
-        return seed(self.host(x).relu(), self.seed(x))
 
 
 @levels

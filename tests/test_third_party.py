@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import gumbel_softmax
 
-from .against_eager import LEVELS, assert_same, run
+from .against_eager import LEVELS, assert_same, run, trained
 
 
 def inputs(*shape, dtype=torch.float32):
@@ -44,9 +44,6 @@ def check(model, x, *, train=True, finite=0, algebraic=0, roundings=2, reference
         wanted_actions = +Counter(cancelled=cancelled, fused=finite + algebraic - cancelled)
         assert Counter(ours.actions) == wanted_actions, ours.reasons
         assert_same(ours, wanted, numerics, within(roundings, x) if numerics == "algebraic" and algebraic else None)
-
-
-trained = pytest.mark.parametrize("train", (True, False), ids=("train", "inference"))
 
 
 @trained
