@@ -5,11 +5,13 @@ linear_form     which atoms a value adds up, and behind which detach markers
 recognise       joint or inference graph -> sites
 cancel          joint, inference or partitioned forward: what the level permits
 keep, release   what a cancelled surrogate drew or mutated: read by the forward until it has been partitioned
+defer           partitioned backward: what moved there from the forward, in regions of its own
 tag, fuse       what is left: marked now, rewritten in the post-grad graph
 freed           for the report: what each site keeps in the forward
 """
 
 from .cancel import cancel
+from .defer import CANCELLED, REGION, defer
 from .effects import release
 from .freed import freed, needed
 from .fuse import cast_chain, fuse, tag
@@ -18,12 +20,15 @@ from .replace import UNDONE, Refused, replace_with_value
 from .values import number_values
 
 __all__ = [
+    "CANCELLED",
+    "REGION",
     "UNDONE",
     "Outcome",
     "Refused",
     "Site",
     "cancel",
     "cast_chain",
+    "defer",
     "freed",
     "fuse",
     "needed",

@@ -17,15 +17,17 @@ from collections.abc import Iterable
 from torch.fx import Graph, Node
 
 from ..numerics import REMOVES, Numerics
+from .defer import CANCELLED
 from .effects import effects, keep
 from .recognise import Outcome, Site
 from .replace import Refused, replace_with_value
 
 
-def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outcome]:
+def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred: bool = True) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
-    A site is rewritten whole or not at all; what is random or mutates in a surrogate stays in the forward (see `effects`).
+    A site is rewritten whole or not at all; what is random or mutates in a surrogate stays in the forward (see `effects`), and
+    where not `deferred`, so does all that the backward will read of it.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
@@ -37,11 +39,13 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics) -> list[Outc
         ['h_1', 's_1', 'relu', 'output']
     """
     sites = list(sites)
-    before = effects(graph) if sites and REMOVES[numerics] else {}
+    before = effects(graph, all_of_it=not deferred) if sites and REMOVES[numerics] else {}
     try:
-        return _cancel(graph, sites, numerics)
+        outcomes = _cancel(graph, sites, numerics)
     finally:  # also for the sites that were cancelled before another one failed
         keep(graph, before)
+    graph.output_node().meta[CANCELLED] = any(outcome.action == "cancelled" for outcome in outcomes)
+    return outcomes
 
 
 def _cancel(graph: Graph, sites: list[Site], numerics: Numerics) -> list[Outcome]:

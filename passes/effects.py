@@ -28,13 +28,13 @@ from .values import COPIES, ancestors, is_backward, is_pure, tensor, writes
 ops = torch.ops.ste_compile
 
 
-def effects(graph: Graph) -> dict[Node, None]:
-    """The nodes whose place matters among those the forward's results are computed from, in graph order."""
+def effects(graph: Graph, *, all_of_it: bool = False) -> dict[Node, None]:
+    """The nodes whose place matters among those the forward's results are computed from, in graph order; or all those."""
     readers = _readers_of_mutated(graph)
     needed = ancestors(graph, (value for _, value in _ends(graph)))
     return {
         node: None for node in graph.nodes
-        if node in needed and node.op == "call_function" and (node in readers or not is_pure(node))
+        if node in needed and node.op == "call_function" and (all_of_it or node in readers or not is_pure(node))
     }  # fmt: skip
 
 
@@ -43,9 +43,12 @@ def keep(graph: Graph, before: dict[Node, None]) -> None:
     if not before:
         return
     # A site itself may read an input that is then mutated: it went.
-    missing = (before.keys() - effects(graph).keys()) & set(graph.nodes)
-    lost = [item for node in before if node in missing and (item := _tensor_of(graph, node))]
-    for node in _readers_of_mutated(graph).intersection(lost):  # else the partitioner recomputes it where it is cheap
+    missing = (before.keys() - effects(graph, all_of_it=True).keys()) & set(graph.nodes)
+    readers = _readers_of_mutated(graph)
+    # A pure node that only others of them read is there with those.
+    ends = [n for n in before if n in missing and (n in readers or not is_pure(n) or not missing.issuperset(n.users))]
+    lost = [item for node in ends if (item := _tensor_of(graph, node))]
+    for node in readers.intersection(lost):  # else the partitioner recomputes it where it is cheap
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
     if lost:
         reader, value = _unshared(graph)

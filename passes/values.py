@@ -29,6 +29,12 @@ COPIES = {aten.clone.default}
 # Everything a cast may carry without doing more than changing the dtype.
 CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
 
+# Operators that a matrix unit or a library does, not a generated kernel.
+MATMULS = {
+    "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "dot", "addmv", "convolution", "convolution_backward", "linear", "matmul",
+    "_scaled_mm", "_grouped_mm", "_int_mm",
+}  # fmt: skip
+
 
 def tensor(node: Any) -> torch.Tensor | None:
     """The fake tensor of a node, or None where it holds no tensor."""
@@ -68,6 +74,11 @@ def is_pure(node: Node) -> bool:
         return True
     name = getattr(node.target, "__name__", "")  # arithmetic on symbolic sizes, and `getitem`
     return getattr(operator, name, None) is node.target or name.startswith("sym_")
+
+
+def is_matmul(node: Node) -> bool:
+    name = node.target._schema.name.split("::")[1] if isinstance(node.target, torch._ops.OpOverload) else ""
+    return name in MATMULS or name.startswith(("_scaled_dot_product", "_flash_attention", "_efficient_attention"))
 
 
 def mutates(node: Node) -> bool:

@@ -6,8 +6,9 @@ ste_compile.testing.assert_equivalent(model, *inputs)           # against eager
 """
 
 from . import testing
-from .backends import backend, inductor_options
+from .backends import backend
 from .explain import explain
+from .hooks import inductor_options
 from .numerics import Numerics
 from .oracle import ste_forward
 from .record import collect

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch._functorch._aot_autograd.descriptors import GradAOTOutput
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor import config as inductor_config
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
 from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
 from torch.fx import Graph, GraphModule, Node
 
@@ -35,9 +36,11 @@ InductorBackend = torch._TorchCompileInductorWrapper
 __all__ = [
     "ISOLATED",
     "CustomGraphPass",
+    "CustomPartitionerFn",
     "InductorBackend",
     "Kernel",
     "aot_autograd",
+    "channels_last",
     "compilation",
     "compile_id",
     "compiling_alone",
@@ -51,6 +54,7 @@ __all__ = [
     "kernels",
     "min_cut_rematerialization_partition",
     "parameter_indices",
+    "partition_again",
     "rounded_to",
     "saved",
     "trace_artifact",
@@ -75,6 +79,22 @@ def parameter_indices(gm: GraphModule) -> frozenset[int]:
     inputs = gm.graph.find_nodes(op="placeholder")
     tagged = (node.meta.get("tensor_dict", {}) for node in inputs)
     return frozenset(i for i, tags in enumerate(tagged) if "_dynamo_static_input_type" in tags)
+
+
+def partition_again(joint: GraphModule, results: int) -> tuple[GraphModule, GraphModule]:
+    """Stock's partition of what is no joint graph of AOTAutograd's, by memory traffic alone: a budget for what is kept has been
+    met already."""
+    with functorch_config.patch(activation_memory_budget=1.0):
+        return min_cut_rematerialization_partition(joint, (), num_fwd_outputs=results)
+
+
+def channels_last(gm: GraphModule) -> set[Node]:
+    """The nodes that Inductor will lay out channels-last, whatever their fake values say, where it lowers `gm`."""
+    from torch._inductor.graph import GraphLowering
+
+    if not GraphLowering.decide_layout_opt(gm, is_inference=False):
+        return set()
+    return set(GraphLowering.find_nodes_prefer_channels_last(types.SimpleNamespace(module=gm)))
 
 
 def forward_outputs(graph: Graph) -> list[Node]:
@@ -141,8 +161,8 @@ def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, froz
         for inner in each.get_nodes():
             origins = frozenset(inner.node.get_origins()) if inner.node is not None else frozenset()
             made_by.update((buffer.get_name(), origins) for buffer in inner.get_outputs())
-        if isinstance(each, NopKernelSchedulerNode):
-            continue
+        if isinstance(each, NopKernelSchedulerNode) or isinstance(each.node, ir.InvokeSubgraph):
+            continue  # (what a subgraph launches is scheduled there)
         if isinstance(each, ExternKernelSchedulerNode) and isinstance(each.node, ir.MultiOutput):
             continue  # one result of a kernel that is in the list itself
         origins = frozenset().union(*(inner.node.get_origins() for inner in each.get_nodes() if inner.node is not None))

@@ -10,20 +10,14 @@ import torch
 from torch.fx import Graph, Node, map_arg
 
 from . import _torch, report, source
-from .passes import Site, cast_chain
+from .passes import REGION, Site, cast_chain
 from .passes.replace import storages
-from .passes.values import COPIES, MARKERS, hint, is_cast, is_pure, tensor
+from .passes.values import COPIES, MARKERS, hint, is_cast, is_matmul, is_pure, tensor
 
 SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
     torch.complex128: "c128", torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
     torch.bool: "b8",
-}  # fmt: skip
-
-# Operators that a matrix unit or a library does: what a user counts first.
-MATMULS = {
-    "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "dot", "addmv", "convolution", "convolution_backward", "linear", "matmul",
-    "_scaled_mm", "_grouped_mm", "_int_mm",
 }  # fmt: skip
 
 
@@ -54,9 +48,14 @@ def _leaves(node: Node) -> list[Any]:
     return torch.utils._pytree.tree_leaves(node.meta.get("val"))
 
 
-def is_matmul(node: Node) -> bool:
-    name = node.target._schema.name.split("::")[1] if isinstance(node.target, torch._ops.OpOverload) else ""
-    return name in MATMULS or name.startswith(("_scaled_dot_product", "_flash_attention", "_efficient_attention"))
+def with_regions(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph, with those of a region of the deferred forward where it is called."""
+    for node in graph.nodes:
+        inner = node.target is torch.ops.higher_order.invoke_subgraph and getattr(graph.owning_module, node.args[0].target).graph
+        if inner and inner.output_node().meta.get(REGION):
+            yield from (each for each in inner.nodes if each.op == "call_function")
+        else:
+            yield node
 
 
 def figures(nodes: Iterable[Node]) -> report.Figures:

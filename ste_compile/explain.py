@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import _torch, record
 from . import numerics as levels
-from .backends import JOINT, POST_GRAD, chained, compile_with, inductor_options
+from .backends import compile_with
 from .describe import bytes_of, figures, line, saved_by
+from .hooks import JOINT, POST_GRAD, chained, inductor_options
 from .numerics import Numerics
 from .report import Figures, Report
 from .state import modules_of, state_kept
@@ -65,7 +66,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         _run(fn, args, kwargs, {**options, POST_FUSION: _plain(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
-            each.parts[kind] = counted | ours.totals[each.name, kind]
+            each.parts[kind] = counted | ours.totals.get((each.name, kind), Figures())
     stock = _StockMeter(recorder.records)
     hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
     _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
@@ -82,12 +83,13 @@ class _Meter:
     """What Inductor makes of each graph, by (compile id, kind)."""
 
     def __init__(self) -> None:
-        self.totals: dict[tuple[str, str], Figures] = defaultdict(Figures)
+        self.totals: dict[tuple[str, str], Figures] = {}
 
     def scheduled(self, nodes: Sequence[Any]) -> Sequence[Any]:
         """As Inductor's post-fusion pass: look, and change nothing."""
         kind, kernels, _ = _torch.kernels(nodes)
-        self.totals[_torch.compile_id(), kind] |= _traffic(kernels)
+        key, traffic = (_torch.compile_id(), kind), _traffic(kernels)
+        self.totals[key] = self.totals[key] + traffic if key in self.totals else traffic  # a region is a graph of its own
         return nodes
 
 

@@ -21,8 +21,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from . import _torch, report, source
-from .describe import bytes_of, casts, edges, figures, line, notes, operand, saved_by
-from .passes import Outcome, Site, freed, needed
+from .describe import bytes_of, casts, edges, figures, line, notes, operand, saved_by, with_regions
+from .passes import REGION, Outcome, Site, freed, needed
 from .passes.values import is_backward
 
 log = logging.getLogger("ste_compile")
@@ -211,9 +211,11 @@ def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
         index = outcome.key[1] if outcome.key else None
         if index in record.outcomes and record.outcomes[index].action != "fused":  # one recomputed in the backward is met twice
             record.outcomes[index] = outcome
+    if graph.output_node().meta.get(REGION):
+        return  # shown, and counted, where it is called
     kind = kind_of(graph, record)
     _look(record, kind, graph)
-    record.parts[kind] = record.parts.get(kind, report.Figures()) | figures(graph.nodes)
+    record.parts[kind] = record.parts.get(kind, report.Figures()) | figures(with_regions(graph))
     if kind == "forward":
         record.saved = {node.name for node in saved_by(graph)}
         record.parts[kind] |= report.Figures(bytes_saved=bytes_of(saved_by(graph)))
@@ -261,7 +263,7 @@ def _break_before(site: Site) -> report.Break | None:
 
 def _look(record: Record, name: str, graph: Graph) -> None:
     if any(recorder.graphs for recorder in record.recorders):
-        record.views[name] = [line(node) for node in graph.nodes]
+        record.views[name] = [line(node) for node in with_regions(graph)]
     if _torch.trace_enabled() or any(recorder.code for recorder in record.recorders):
         record.code[name] = graph.python_code("self", verbose=True, include_stride=True, include_device=True).src
 

@@ -15,7 +15,7 @@ from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch._inductor.virtualized import V
 from torch.fx import Graph, GraphModule
 
-from ste_compile.backends import run_joint, run_post_grad
+from ste_compile.hooks import run_joint, run_partition, run_post_grad
 
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64", torch.complex64: "c64"}
 
@@ -67,7 +67,7 @@ def captured(
     numerics: str | None = None,
     decompositions: bool = True,
     dynamic: bool | None = None,
-    autocast: torch.autocast | None = None,
+    deferred: bool = True,
 ) -> dict[str, GraphModule]:
     """The graphs of one forward and backward of `fn`, compiled as Inductor would up to code generation, with the passes at level
     `numerics` or without them: {"joint", "forward", "backward"} in training, {"inference"} where nothing needs a gradient."""
@@ -76,14 +76,15 @@ def captured(
     def partition(joint: GraphModule, *rest: Any, **options: Any) -> Any:
         before(joint)
         if numerics:
-            run_joint(joint.graph, numerics)
+            run_joint(joint.graph, numerics, deferred)
         joint.graph.lint()
         joint.recompile()
         graphs["joint"] = torch.fx.GraphModule(joint, torch.fx.Graph())
         graphs["joint"].graph = _copy(joint.graph)
         with V.set_fake_mode(torch._guards.detect_fake_mode()):
             joint_graph_passes(joint)  # Inductor's own clean-up, which the post-grad graph has seen
-        return min_cut_rematerialization_partition(joint, *rest, compiler="inductor", **options)
+        options["compiler"] = "inductor"
+        return run_partition(joint, lambda joint: min_cut_rematerialization_partition(joint, *rest, **options))
 
     def compiler(name: str) -> Callable[..., Any]:
         def compiled(gm: GraphModule, inputs: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ste_compile
-from ste_compile.backends import JOINT, POST_GRAD
+from ste_compile.hooks import JOINT, POST_GRAD
 
 
 def model(h, s):
@@ -124,7 +124,7 @@ def test_a_failing_pass_costs_its_rewrites_and_not_the_compile(monkeypatch):
     def broken(graph):
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr("ste_compile.backends.recognise", broken)
+    monkeypatch.setattr("ste_compile.hooks.recognise", broken)
     with pytest.raises(Exception, match="broken on purpose"):
         outcomes(backend="ste_aot_eager")
     monkeypatch.setenv("STE_COMPILE_STRICT", "0")

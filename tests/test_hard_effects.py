@@ -94,7 +94,7 @@ def test_what_keeps_an_effect_is_gone_from_the_forward_that_saves_it():
     graphs = captured(lambda h, s: seed(h.relu(), dropout(s, 0.5)), tensors((4, 6), (4, 6)), numerics="finite")
     for graph, draws in (("forward", 1), ("backward", 0)):
         passes_graph = graphs[graph].graph
-        ste_compile.backends.run_post_grad(passes_graph)
+        ste_compile.hooks.run_post_grad(passes_graph)
         names = [str(node.target) for node in passes_graph.nodes]
         assert sum("rand" in name for name in names) == draws and not any("after" in name for name in names)
 

@@ -46,12 +46,12 @@ def two_sites(h, s):
 
 # where it fails: the module and function, and the call at which it does, with one site rewritten or half rewritten by then
 FAILURES = {
-    "recognise": ("ste_compile.backends.recognise", 1),
+    "recognise": ("ste_compile.hooks.recognise", 1),
     "second_cancel": ("ste_compile.passes.cancel.replace_with_value", 2),
     "stand_in": ("ste_compile.passes.replace._would_alias", 1),
     "views_moved": ("ste_compile.passes.replace._move_views", 2),
     "drop": ("ste_compile.passes.replace.drop_unused", 2),
-    "tag": ("ste_compile.backends.tag", 1),
+    "tag": ("ste_compile.hooks.tag", 1),
     "fused_value": ("ste_compile.passes.fuse.emit", 1),
     "fake_value": ("ste_compile.passes.replace._fake_value", 1),
     "report": ("ste_compile.record.freed", 1),
@@ -113,7 +113,7 @@ def test_an_interrupt_goes_through(numerics, monkeypatch):
 
     Broken by: `_guarded` catching BaseException; seen to fail."""
     monkeypatch.setenv("STE_COMPILE_STRICT", "0")
-    fail_at(monkeypatch, "ste_compile.backends.recognise", 1, KeyboardInterrupt())
+    fail_at(monkeypatch, "ste_compile.hooks.recognise", 1, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run(two_sites, tensors((4, 6), (4, 6)), numerics)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ste_compile.passes import cancel, number_values, recognise, replace
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ste_compile.backends import run_joint, run_post_grad
+from ste_compile.hooks import run_joint, run_post_grad
 
 LEAVES = ("a", "b", "c")
 expressions = st.recursive(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _torch, backends, record
+from .. import _torch, backends, hooks, record
 from .. import numerics as levels
 from ..numerics import Numerics
 from ..report import Site
@@ -200,7 +200,7 @@ class Comparison:
         """Tensor -> the sites from which its difference flows: those that make it when they alone are rewritten."""
         found: dict[str, list[str]] = {}
         for index, site in enumerate(self.sites[:SHOWN]):
-            with backends.only_site(index):
+            with hooks.only_site(index):
                 alone = Comparison(self.fn, self.args, self.kwargs, self.how, self.numerics, self.backend)
                 for difference in alone.differences():
                     found.setdefault(_name(difference), []).append(f"{site.file}:{site.line}" if site.file else site.node)

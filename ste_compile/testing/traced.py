@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from .. import _torch, backends, record
+from .. import _torch, hooks, record
 from .check import LEVELS, cancelled_lines, differences, fail
 from .program import Program
 from .runs import Run, note_outputs
@@ -41,8 +41,8 @@ def check_traced(program: Program) -> collections.Counter[str] | None:
         for level in LEVELS:
             copy = _copy(base)
             with record.collect(graphs=False) as recorder:
-                backends.run_joint(copy.graph, level)
-                backends.run_post_grad(copy.graph)
+                hooks.run_joint(copy.graph, level)
+                hooks.run_post_grad(copy.graph)
             sites = recorder.sites()
             copy.graph.lint()
             ours = _run(copy, module, inputs, count)

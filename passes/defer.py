@@ -1,0 +1,199 @@
+"""Run the deferred forward of cancelled surrogates as a forward: in a region of its own, ahead of what reads it in the backward.
+
+    %conv = aten.convolution(%host, %weight, ...)          %deferred = invoke_subgraph(%deferred_0, "deferred_0", %host, %weight)
+    %view = aten.view(%conv, ...)                    ->    %conv = getitem(%deferred, 0)
+    %mul = aten.mul(%tangent, %view)                       %view = aten.view(%conv, ...)
+                                                           %mul = aten.mul(%tangent, %view)
+
+Once a surrogate cancels, only the backward needs its forward, and the partitioner moves it there. Inductor then fuses it with
+whatever has its loops: a group norm's statistics with the gradients of the host, one channels-last and one not, in a kernel that
+takes longer than both (1.2 times stock's step on the CPU, torch 2.13). Stock compiles that forward well. So the backward graph
+is partitioned once more, as stock would have partitioned the surrogate, into a forward, its *regions*, and the rest: nothing is
+fused across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other stay apart, and each
+runs just before its first reader, so that one surrogate's activations are freed before the next one's are made.
+
+A surrogate without a matrix product or convolution stays as the partitioner left it: all of it can be fused into the gradients
+that read it, which is better than to store and load.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .replace import emit
+from .values import ancestors, aten, is_backward, is_matmul, is_pure, prims, tensor
+
+CANCELLED = "ste_compile_cancelled"  # the entry of a joint graph's `output.meta` that says a site in it was cancelled
+REGION = "ste_compile_region"  # the same for the graph of a region
+# (a joint graph, how many of its results are the forward's) -> the two modules
+Partition = Callable[[GraphModule, int], tuple[GraphModule, GraphModule]]
+
+
+@dataclass(eq=False)
+class _Part:
+    """Nodes of the forward that are computed together, from `inputs` to `outputs`; as a `module`, they are a region."""
+
+    nodes: list[Node]
+    outputs: list[Node]
+    inputs: list[Node]
+    module: GraphModule | None = None
+
+
+def defer(
+    forward: GraphModule, backward: GraphModule, partition: Partition, channels_last: Callable[[GraphModule], set[Node]]
+) -> GraphModule:
+    """The backward with the forward that was deferred to it in regions; `backward` itself, where there is nothing to gain.
+
+    `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out so, whatever their
+    fake values say: what a region returns is read with the strides that it will have. Neither module is changed.
+    """
+    moved = _moved(forward.graph, backward.graph)
+    if not any(map(is_matmul, moved)):
+        return backward
+    ahead, rest = _split(backward, moved, partition)
+    parts = [part for part in _parts(ahead.graph) if _is_worth_it(part)]
+    for part in parts:
+        part.module = _region(ahead, part, channels_last)
+    parts = [part for part in parts if part.module]
+    return _joined(backward, ahead, rest, parts) if parts else backward
+
+
+def _moved(forward: Graph, backward: Graph) -> set[Node]:
+    """The nodes of the forward that run in the backward and nowhere else. What both run is recomputed, as in stock."""
+    runs, later = {node.name for node in forward.nodes}, _after_tangents(backward)
+    return {
+        node for node in backward.nodes
+        if node.op == "call_function" and node.name not in runs and node not in later and not is_backward(node)
+    }  # fmt: skip
+
+
+def _after_tangents(graph: Graph) -> set[Node]:
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if (node.op == "placeholder" and is_backward(node)) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _split(backward: GraphModule, moved: set[Node], partition: Partition) -> tuple[GraphModule, GraphModule]:
+    """The backward as a joint graph, partitioned: what is `moved` is its forward."""
+    graph, copied = Graph(), {}
+    results = graph.graph_copy(backward.graph, copied)
+    for node in graph.nodes:
+        node.meta.pop("recompute", None)  # a checkpoint's: it has been done, and kept is not for long
+    ends = [copied[n] for n in backward.graph.nodes if n in moved and tensor(n) is not None and not moved.issuperset(n.users)]
+    # A sum is one result that needs them all. To be a result itself would count as being stored, and so be cheaper to save.
+    result = ends[0]
+    for end in ends[1:]:
+        meta, result = result.meta, graph.call_function(aten.add.Tensor, (result, end))
+        result.meta = dict(meta)
+    graph.output((result, *results))
+    return partition(GraphModule(backward, graph), 1)
+
+
+def _parts(graph: Graph) -> list[_Part]:
+    """What the rest reads of a forward graph, in parts that do not depend on each other. Arithmetic on sizes is in none."""
+    saved = dict.fromkeys(node for node in graph.output_node().args[0][1:] if node.op != "placeholder")
+    needed = ancestors(graph, saved)
+    nodes = [node for node in graph.nodes if node in needed and node.op != "placeholder" and not _is_size(node)]
+    root = {node: node for node in nodes}
+
+    def find(node: Node) -> Node:
+        while root[node] is not node:
+            root[node] = node = root[root[node]]
+        return node
+
+    for node in nodes:
+        for used in node.all_input_nodes:
+            if used in root:
+                root[find(used)] = find(node)
+    parts: dict[Node, _Part] = {}
+    for node in nodes:
+        part = parts.setdefault(find(node), _Part([], [], []))
+        part.nodes.append(node)
+        part.outputs += [node] if node in saved else []
+        part.inputs += [used for used in node.all_input_nodes if used not in root and used not in part.inputs]
+    return list(parts.values())
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _is_worth_it(part: _Part) -> bool:
+    return any(map(is_matmul, part.nodes)) and all(map(is_pure, part.nodes)) and any(tensor(n) is not None for n in part.inputs)
+
+
+def _region(ahead: GraphModule, part: _Part, channels_last: Callable[[GraphModule], set[Node]]) -> GraphModule | None:
+    """A graph of its own for a part. None where the strides that a result will have cannot be written down: they are symbolic."""
+    graph, copied = Graph(), {}
+    for node in part.inputs:
+        copied[node] = graph.placeholder(node.name)
+        copied[node].meta = dict(node.meta)
+    for node in part.nodes:
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+        if node.target is aten.view.default:  # as Inductor does where it may change a layout: a view would not find its strides
+            copied[node].target = aten.reshape.default
+    output = graph.output(tuple(copied[node] for node in part.outputs))
+    output.meta[REGION] = True
+    module = GraphModule(ahead, graph)
+    laid_out = channels_last(module)
+    for index, node in enumerate(output.args[0]):
+        if node in laid_out and tensor(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.14)
+            strides = tensor(node).contiguous(memory_format=torch.channels_last).stride()
+            if not all(isinstance(stride, int) for stride in strides):
+                return None
+            forced = emit(graph, output, prims.inductor_force_stride_order.default, (node, list(strides)), like=node)
+            output.args = ((*output.args[0][:index], forced, *output.args[0][index + 1 :]),)
+    module.recompile()
+    return module
+
+
+def _joined(backward: GraphModule, ahead: GraphModule, rest: GraphModule, parts: list[_Part]) -> GraphModule:
+    """The rest, with each region ahead of its first reader, and what is in no region too."""
+    graph = Graph()
+    made = {node.name: graph.node_copy(node) for node in backward.graph.find_nodes(op="placeholder")}
+    early = {node.name: node for node in ahead.graph.nodes}
+    part_of = {node: part for part in parts for node in part.outputs}
+    modules: dict[str, GraphModule] = {}
+
+    def bring(node: Node) -> None:
+        stack = [node]
+        while stack:
+            node = stack[-1]
+            part = part_of.get(node)
+            waiting = [used for used in (part.inputs if part else node.all_input_nodes) if used.name not in made]
+            if waiting:
+                stack += waiting
+                continue
+            if part and node.name not in made:
+                call(part)
+            elif node.name not in made:
+                made[node.name] = graph.node_copy(node, lambda used: made[used.name])
+            stack.pop()
+
+    def call(part: _Part) -> None:
+        name = f"deferred_{len(modules)}"
+        modules[name] = part.module
+        operands = [made[node.name] for node in part.inputs]
+        results = part.module.graph.output_node().args[0]
+        node = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *operands))
+        node.meta["val"] = tuple(map(tensor, results))
+        for index, (output, result) in enumerate(zip(part.outputs, results)):
+            made[output.name] = graph.call_function(operator.getitem, (node, index))
+            made[output.name].meta = dict(result.meta)
+
+    for node in rest.graph.nodes:
+        if node.op != "placeholder":
+            for used in node.all_input_nodes:
+                if used.name not in made:
+                    bring(early[used.name])
+            made[node.name] = graph.node_copy(node, lambda used: made[used.name])
+    graph.output_node().meta = backward.graph.output_node().meta
+    theirs = {node.target for node in graph.find_nodes(op="get_attr")} - modules.keys()
+    return GraphModule({**modules, **{target: operator.attrgetter(target)(backward) for target in theirs}}, graph)

@@ -1,0 +1,204 @@
+"""Where the forward of a cancelled surrogate runs: in regions of the backward graph, as stock would have run it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ste_compile.passes.values import is_matmul
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import ste_compile
+from ste_compile import hooks
+from ste_compile.testing import assert_equivalent, bitwise_equal
+
+from .graphs import captured
+
+WIDTH = 8
+RESULT = (2, WIDTH, 6, 6)
+
+
+def conv_seed():
+    layers = [nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.GroupNorm(2, WIDTH), nn.GELU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)]
+    return nn.Sequential(*layers, nn.GroupNorm(2, WIDTH), nn.GELU())
+
+
+def norm_seed():
+    return nn.GroupNorm(2, WIDTH)
+
+
+class AttentionSeed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h):
+        q, k, v = self.qkv(h.flatten(2).transpose(1, 2)).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v).relu()).transpose(1, 2).reshape(h.shape)
+
+
+class CheckpointedSeed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seed = conv_seed()
+
+    def forward(self, h):
+        return checkpoint(self.seed, h, use_reentrant=False)
+
+
+class Model(nn.Module):
+    """A host of convolutions, a seed behind each but the last."""
+
+    def __init__(self, *seeds):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(len(seeds) + 1))
+        self.seeds = nn.ModuleList(make() for make in seeds)
+
+    def forward(self, h):
+        for block, seed in zip(self.blocks, [*self.seeds, None]):
+            h = h + block(h).relu()
+            if seed is not None:
+                h = ste_compile.ste_forward(h, seed(h.detach()))
+        return h.square().mean()
+
+
+def graphs(model, numerics="finite", **options):
+    return captured(lambda x: model(x), (torch.randn(RESULT),), numerics=numerics, **options)
+
+
+def regions(backward):
+    """(the call, its graph) of each region, in order."""
+    calls = backward.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph, sort=True)
+    return [(call, getattr(backward, call.args[0].target).graph) for call in calls]
+
+
+def sizes(nodes):
+    return sorted(tuple(n.meta["val"].shape) for n in nodes if isinstance(n.meta.get("val"), torch.Tensor))
+
+
+def saved(forward):
+    return [node for node in forward.graph.output_node().args[0][1:] if node.op != "placeholder"]
+
+
+def test_a_region_returns_what_stock_would_have_saved():
+    """Given a seed of convolutions and norms, then what its region returns is, tensor for tensor, what stock's forward saves on
+    top of the host's: convolutions and statistics, and no activation between them. (Stock saves the site's result too, and the
+    value beside it.)
+    Broken by partitioning with the ends of the forward as results of their own."""
+    model = Model(conv_seed)
+    stock, ours = graphs(model, numerics=None), graphs(model)
+    ((_, region),) = regions(ours["backward"])
+    returned = region.output_node().args[0]
+    assert sorted([*sizes(returned), *sizes(saved(ours["forward"])), RESULT]) == sizes(saved(stock["forward"]))
+
+
+def test_each_surrogate_has_a_region_that_runs_when_its_gradients_begin():
+    """Given two seeds, then the last one's region and gradients come first: one seed's activations at a time.
+    Broken by running every region at the start."""
+    backward = graphs(Model(conv_seed, conv_seed))["backward"]
+    (first, _), (second, _) = regions(backward)
+    order = {node: i for i, node in enumerate(backward.graph.nodes)}
+    ends = max(order[reader] for item in first.users for reader in item.users)
+    between = [n for n in backward.graph.nodes if order[first] < order[n] < order[second] and is_matmul(n)]
+    assert between and ends < order[second]
+
+
+def test_surrogates_that_share_a_layer_share_a_region():
+    class Shared(Model):
+        def forward(self, h):
+            trunk = self.seeds[0](h.detach())
+            for block in self.blocks:
+                h = ste_compile.ste_forward(h + block(h).relu(), trunk * 2)
+            return h.square().mean()
+
+    assert len(regions(graphs(Shared(conv_seed))["backward"])) == 1
+
+
+def test_a_surrogate_without_a_matrix_product_is_left_to_be_fused():
+    """Broken by putting every deferred node into a region."""
+    assert regions(graphs(Model(norm_seed))["backward"]) == []
+
+
+def test_nothing_moves_where_nothing_cancels():
+    """Under `exact`, and in a model without a site, the partitioner's graphs are stock's.
+    Broken by looking at what the partitioner moved, and not at what was cancelled."""
+    model = Model(conv_seed)
+    assert regions(graphs(model, numerics="exact")["backward"]) == []
+
+    class Unused(Model):  # only the backward needs the seed's forward: stock itself moves it there
+        def forward(self, h):
+            return (_Zero.apply(self.seeds[0](h)) + self.blocks[0](h)).square().mean()
+
+    assert regions(graphs(Unused(conv_seed))["backward"]) == []
+
+
+class _Zero(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("seed", (conv_seed, norm_seed, AttentionSeed, CheckpointedSeed, lambda: nn.Conv2d(WIDTH, WIDTH, 1)))
+@pytest.mark.parametrize("numerics", ("finite", "algebraic"))
+def test_regions_compute_what_eager_does(seed, numerics):
+    assert_equivalent(Model(seed, conv_seed), torch.randn(2, WIDTH, 6, 6, requires_grad=True), numerics=numerics, train=True)
+
+
+def test_regions_with_symbolic_sizes_compute_what_eager_does():
+    model = Model(conv_seed, AttentionSeed)
+    compiled = torch.compile(model, backend="ste_aot_eager", options={"numerics": "finite"}, dynamic=True)
+    for batch in (2, 3, 5):
+        x = torch.randn(batch, WIDTH, 6, 6)
+        grads = [torch.autograd.grad(run(x), list(model.parameters())) for run in (model, compiled)]
+        assert all(map(bitwise_equal, *grads))
+
+
+def test_inductor_compiles_regions_to_the_gradients_of_stock():
+    """Given channels-last convolutions, compiled by Inductor with symbolic sizes and without, then losses are equal and gradients
+    as near to eager's as stock's.
+    Broken by leaving the results of a region with the strides of their fake values."""
+    model = Model(conv_seed, AttentionSeed).to(memory_format=torch.channels_last)
+    x = torch.randn(2, WIDTH, 6, 6).to(memory_format=torch.channels_last)
+    eager = torch.autograd.grad(model(x), list(model.parameters()))
+    for dynamic in (False, True):
+        compiled = torch.compile(model, backend="ste", options={"numerics": "finite"}, dynamic=dynamic)
+        for want, have in zip(eager, torch.autograd.grad(compiled(x), list(model.parameters())), strict=True):
+            torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-6)  # Inductor's own reductions, in float32
+
+
+def test_deferred_false_runs_and_saves_what_stock_does():
+    """Given `deferred=False`, then the site is cancelled, and the forward saves for its seed what stock's does."""
+    model = Model(conv_seed)
+    stock, there = graphs(model, numerics=None), graphs(model, deferred=False)
+    assert sorted([*sizes(saved(there["forward"])), RESULT]) == sizes(saved(stock["forward"]))
+    assert regions(there["backward"]) == []
+    assert "ste_compile.after" in there["joint"].code
+
+
+def test_deferred_must_be_a_bool():
+    with pytest.raises(TypeError, match="deferred must be True or False, got 'no'"):
+        ste_compile.inductor_options(numerics="finite", options={}, deferred="no")
+    model = torch.compile(Model(conv_seed), backend="ste_aot_eager", options={"numerics": "finite", "deferred": 0})
+    with pytest.raises(Exception, match="deferred must be True or False, got 0"):
+        model(torch.randn(2, WIDTH, 6, 6))
+
+
+def test_a_partitioner_of_the_users_is_used():
+    """Given one in the options, then it partitions, and what it left in the backward is put into regions all the same."""
+    seen = []
+
+    class Theirs(hooks._torch.CustomPartitionerFn):
+        def __call__(self, gm, joint_inputs, **kwargs):
+            seen.append(gm)
+            return hooks._torch.min_cut_rematerialization_partition(gm, joint_inputs, **kwargs)
+
+        def uuid(self):
+            return b"theirs"
+
+    options = ste_compile.inductor_options(numerics="finite", options={"custom_partitioner_fn": Theirs()})
+    torch.compile(Model(lambda: nn.Conv2d(WIDTH, WIDTH, 1)), options=options)(torch.randn(2, WIDTH, 6, 6)).backward()
+    assert len(seen) == 1
