@@ -1,12 +1,12 @@
-"""Measure straight-through estimators: eager, stock torch.compile, a hand-written autograd.Function, ste-compile at each level, and
-the host without the estimator, all on the same work, interleaved in one run.
+"""Measure straight-through estimators: eager, stock torch.compile, a hand-written autograd.Function, ste-compile at each level,
+and the host without the estimator, all on the same work, interleaved in one run.
 
     python examples/benchmark.py --work cnn --kinds conv --seeds 1 4 --json results.json --plot results.png
     python examples/benchmark.py --from results.json --plot results.png             # draws again, runs nothing
 
-A step is a forward and a backward; there is no optimiser, which would cost everyone the same. Kernels and bytes are Inductor's own
-count; peak memory is above what was allocated when the step began (on the CPU: what torch's allocator gave out; libraries'
-own scratch memory is not in it). The JSON holds {"meta": {...}, "rows": [...]}, a flat row for each contestant:
+A step is a forward and a backward; there is no optimiser, which would cost everyone the same. Kernels and bytes (MiB in the
+tables) are Inductor's own count; peak memory is above what was allocated when the step began (on the CPU: what torch's allocator
+gave out; libraries' own scratch memory is not in it). The JSON holds {"meta": {...}, "rows": [...]}, a flat row per contestant:
 
     work, kind, seeds, contestant
     step ms, forward ms, backward ms, inference ms      [lower quartile, median, upper quartile]
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_results import draw, goals, table
+from benchmark_results import draw, goals, grouped, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
@@ -172,7 +172,9 @@ def peak_of(run: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    # The profiler announces itself on standard error unless told not to.
+    with environment("KINETO_LOG_LEVEL", "99"), torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
         run()
     # Of the profiler's public results only the trace has each allocation and release apart.
     with tempfile.TemporaryDirectory() as folder:
@@ -351,10 +353,10 @@ def main(given: list[str] | None = None, size: Size = Size()) -> None:  # noqa: 
         chosen.json.write_text(json.dumps(results, indent=1))
     meta = results["meta"]
     console.print(f"torch {meta['torch']}, {meta['device']}, {meta['threads']} threads, {meta['rounds']} rounds")
-    grouped = [list(rows) for _, rows in itertools.groupby(results["rows"], lambda r: (r["work"], r["kind"], r["seeds"]))]
-    for rows in grouped:
+    groups = grouped(results["rows"])
+    for rows in groups:
         console.print(table(rows))
-    console.print(goals(grouped))
+    console.print(goals(groups))
     if chosen.plot:
         draw(results["rows"], chosen.plot)
 

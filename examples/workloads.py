@@ -159,7 +159,9 @@ class Host(Estimating):
     """Residual blocks, each but the last with room for a seed. (The host alone would not keep the last one's result for the
     backward, so a seed that reads it would have to save it.)"""
 
-    def __init__(self, width: int, block: Callable[[], nn.Module], seed: Callable[[int], nn.Module], seeds: int, room: int) -> None:
+    def __init__(
+        self, width: int, block: Callable[[], nn.Module], seed: Callable[[int], nn.Module], seeds: int, room: int
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block() for _ in range(room + 1))
         self.head = nn.Linear(width, CLASSES)
@@ -173,9 +175,7 @@ class Cnn(Host):
     """A channels-last CNN whose seeds read, as their authors wrote them, contiguous images."""
 
     def __init__(self, kind: str, seeds: int, size: Size) -> None:
-        super().__init__(
-            size.width, lambda: nn.Conv2d(size.width, size.width, 3, padding=1), CNN_SEEDS[kind], seeds, size.seeds
-        )
+        super().__init__(size.width, lambda: nn.Conv2d(size.width, size.width, 3, padding=1), CNN_SEEDS[kind], seeds, size.seeds)
         self.stem = nn.Conv2d(3, size.width, 3, padding=1)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -225,9 +225,7 @@ class VqVae(Estimating):
             nn.Conv2d(3, width, 4, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 4, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1)
         )
         self.codebook = nn.Parameter(torch.randn(CODES, width) / 4)
-        self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(width, width, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(width, 3, 4, 2, 1)
-        )
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(width, width, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(width, 3, 4, 2, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.encoder(images).permute(0, 2, 3, 1)
@@ -279,9 +277,7 @@ class Mlp(nn.Module):
     def __init__(self, linear: Callable[[int, int], nn.Module], size: Size) -> None:
         super().__init__()
         wide = 2 * size.features
-        self.layers = nn.Sequential(
-            linear(size.features, wide), nn.GELU(), linear(wide, wide), nn.GELU(), linear(wide, CLASSES)
-        )
+        self.layers = nn.Sequential(linear(size.features, wide), nn.GELU(), linear(wide, wide), nn.GELU(), linear(wide, CLASSES))
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.layers(x), labels) if self.training else self.layers(x)
