@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_results import draw, goals, grouped, table
+from benchmark_results import SEEDED, draw, goals, grouped, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
@@ -307,12 +307,12 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     kinds = [kind for work in WORK.values() for kind in work.kinds if kind != "-"]
     seeds = sorted({number for work in WORK.values() for number in work.seeds} - {0})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK), help="default: all")
-    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="of seed, or operator size; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=[1, 4], help="default: 1 4")
+    parser.add_argument("--work", nargs="+", choices=WORK, help="default: all that have one of --kinds")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, help="of seed, or operator size; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=[1, 4], help="default: 1 4 (transformer: up to 4)")
     parser.add_argument("--rounds", type=int, default=30, help="steps of each contestant, at least 2 (default: 30)")
     parser.add_argument("--warm", action="store_true", help="no compile times: the contestants share one cache, which is faster")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, those so far after each work")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw saved bytes and step time against the number of seeds")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="show results written by --json, run nothing")
     chosen = parser.parse_args(given)
@@ -321,36 +321,41 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     if chosen.source and not chosen.source.is_file():
         parser.error(f"argument --from: there is no file {chosen.source}")
     chosen.keys = [
-        (name, kind, seeds)
-        for name in dict.fromkeys(chosen.work)
+        (name, kind, number)
+        for name in dict.fromkeys(chosen.work or WORK)
         for kind in WORK[name].kinds
-        if kind == "-" or kind in chosen.kinds
-        for seeds in WORK[name].seeds
-        if seeds == 0 or seeds in chosen.seeds
+        if not chosen.kinds or kind in chosen.kinds or (kind == "-" and chosen.work)
+        for number in WORK[name].seeds
+        if number in (0, *chosen.seeds)
     ]
-    if not chosen.keys:
-        parser.error(f"nothing to run: of --kinds and --seeds none goes with --work {' '.join(chosen.work)}")
+    for name in {*(chosen.work or ())} - {key[0] for key in chosen.keys}:
+        work = WORK[name]
+        parser.error(f"argument --work: {name} has none of --kinds or --seeds, only {[*work.kinds]} and {[*work.seeds]}")
+    if chosen.plot and not chosen.source and not any(name in SEEDED for name, _, _ in chosen.keys):
+        parser.error(f"argument --plot: needs a work with seeds, --work {' or '.join(SEEDED)}")
+    for name in ("json", "plot"):  # not found out after hours
+        if (path := getattr(chosen, name)) and not path.parent.is_dir():
+            parser.error(f"argument --{name}: there is no folder {path.parent}")
     return chosen
 
 
-def run(keys: list[Key], size: Size, rounds: int, warm: bool, console: Console) -> dict[str, Any]:
+def run(chosen: argparse.Namespace, size: Size, console: Console) -> dict[str, Any]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    meta = {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads(), "rounds": rounds}
+    meta = {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads(), "rounds": chosen.rounds}
+    results: dict[str, Any] = {"meta": meta, "rows": []}
     with Progress(*columns, console=console, transient=True) as progress:
-        rows = list(itertools.chain.from_iterable(measure(key, size, rounds, warm, progress) for key in keys))
-    return {"meta": meta, "rows": rows}
+        for key in progress.track(chosen.keys, description="works"):
+            results["rows"] += measure(key, size, chosen.rounds, chosen.warm, progress)
+            if chosen.json:  # what there is so far
+                chosen.json.write_text(json.dumps(results, indent=1))
+    return results
 
 
 def main(given: list[str] | None = None, size: Size = Size()) -> None:  # noqa: B008
     chosen = arguments(given)
     console = Console(width=None if os.isatty(1) else 130)
-    if chosen.source:
-        results = json.loads(chosen.source.read_text())
-    else:
-        results = run(chosen.keys, size, chosen.rounds, chosen.warm, console)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(results, indent=1))
+    results = json.loads(chosen.source.read_text()) if chosen.source else run(chosen, size, console)
     meta = results["meta"]
     console.print(f"torch {meta['torch']}, {meta['device']}, {meta['threads']} threads, {meta['rounds']} rounds")
     groups = grouped(results["rows"])
