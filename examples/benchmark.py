@@ -21,220 +21,21 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import copy
-import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import statistics
 import tempfile
-import time
-import types
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_results import SEEDED, draw, goals, grouped, table
+from benchmark_contestants import CONTESTANTS, LEVELS, TIMES, Contestant, Key, cache, check, cold, contestants_of, counted
+from benchmark_results import SEEDED, Row, draw, goals, grouped, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
-from workloads import WORK, Size, by_hand
-
-import ste_compile
-
-LEVELS = ("exact", "finite", "algebraic")
-CONTESTANTS = ("eager", "stock", "autograd.Function", *LEVELS, "host alone")
-TIMES = ("step", "forward", "backward", "inference")
-# No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
-OPTIONS = {"fx_graph_cache": False, "fallback_random": True}
-
-Row = dict[str, Any]
-Key = tuple[str, str, int]  # work, kind, seeds
-
-
-def own_forward(model: nn.Module) -> None:
-    """Give a model a code object of its own. Dynamo keeps the compiled versions of one code object in one list: contestants that
-    shared it would check each other's guards, and run into the recompile limit."""
-    forward = type(model).forward
-    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
-    model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
-
-
-class Contestant:
-    """One way to run one model, with weights and compiled code of its own."""
-
-    def __init__(self, name: str, key: Key, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.name, self.inputs, self.device = name, inputs, inputs[0].device
-        self.autocast = WORK[key[0]].autocast
-        self.model = copy.deepcopy(model)
-        if name == "autograd.Function":
-            by_hand(self.model)
-        if name == "host alone":
-            self.model.seeds = nn.ModuleList()
-        own_forward(self.model)
-        if name == "eager":
-            self.compiled: Callable[..., Tensor] = self.model
-        elif name in LEVELS:
-            self.compiled = torch.compile(self.model, backend="ste", options={"numerics": name, **OPTIONS})
-        else:
-            self.compiled = torch.compile(self.model, options=OPTIONS)
-        given = {f"input {i}": tensor for i, tensor in enumerate(inputs) if tensor.requires_grad}
-        self.leaves: dict[str, Tensor] = {**dict(self.model.named_parameters()), **given}
-        self.ones: Tensor | None = None  # the gradient that a backward begins with
-        self.times: dict[str, list[float]] = {name: [] for name in TIMES}
-
-    @contextlib.contextmanager
-    def mode(self, training: bool) -> Iterator[None]:
-        self.model.train(training)
-        with torch.set_grad_enabled(training), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            yield
-
-    def forward(self) -> Tensor:
-        with self.mode(training=True):
-            return self.compiled(*self.inputs)
-
-    def clear(self) -> None:
-        for leaf in self.leaves.values():
-            leaf.grad = None
-        torch.manual_seed(0)
-
-    def step(self) -> Tensor:
-        self.clear()
-        with self.mode(training=True):
-            start = mark(self.device)
-            result = self.compiled(*self.inputs)
-            middle = mark(self.device)
-        if self.ones is None:
-            self.ones = torch.ones_like(result)
-        result.backward(self.ones)
-        end = mark(self.device)
-        for name, first, last in (("step", start, end), ("forward", start, middle), ("backward", middle, end)):
-            self.times[name].append(milliseconds(first, last))
-        return result.detach()
-
-    def infer(self) -> None:
-        self.clear()
-        with self.mode(training=False):
-            start = mark(self.device)
-            self.compiled(*self.inputs)
-            end = mark(self.device)
-        self.times["inference"].append(milliseconds(start, end))
-
-    def first(self) -> None:
-        """Compile, note the loss and the gradients, then what a step saves and the most it allocates."""
-        self.loss = self.step().float().mean().item()
-        self.gradients = {name: leaf.grad.clone() for name, leaf in self.leaves.items() if leaf.grad is not None}
-        self.infer()
-        self.saved, self.peak = saved_by(self), peak_of(self.step, self.device)
-        self.infer()
-        for times in self.times.values():
-            times.clear()
-
-
-def mark(device: torch.device) -> Any:
-    """A moment: on CUDA an event in the stream, which makes nothing wait."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def milliseconds(start: Any, end: Any) -> float:
-    if isinstance(start, float):
-        return (end - start) * 1e3
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def saved_by(contestant: Contestant) -> int:
-    """Bytes that a forward keeps for the backward, parameters and inputs aside."""
-    known = {t.untyped_storage().data_ptr() for t in (*contestant.model.parameters(), *contestant.inputs)}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        contestant.forward()
-    return sum(saved.values())
-
-
-def peak_of(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that `run` has allocated at any time, above what there was when it began."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    # The profiler announces itself on standard error unless told not to.
-    with environment("KINETO_LOG_LEVEL", "99"), torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
-        run()
-    # Of the profiler's public results only the trace has each allocation and release apart.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    events.sort(key=lambda event: event["ts"])
-    return max(itertools.accumulate((event["args"]["Bytes"] for event in events), initial=0))
-
-
-def contestants_of(key: Key, size: Size, names: tuple[str, ...]) -> list[Contestant]:
-    """From a common start, on CUDA where there is one."""
-    work, kind, seeds = key
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    model, inputs = WORK[work].make(kind, seeds, size)
-    inputs = tuple(t.detach().to(device).requires_grad_(t.requires_grad) for t in inputs)
-    return [Contestant(name, key, model.to(device), inputs) for name in names]
-
-
-def cold(key: Key, size: Size, name: str, folder: str) -> float:
-    """Seconds of the first forward and backward with an empty cache; to be run in a fresh process, as Inductor remembers its
-    kernels in memory too."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-    (contestant,) = contestants_of(key, size, (name,))
-    start = time.perf_counter()
-    contestant.step()
-    return time.perf_counter() - start
-
-
-def distance(ours: dict[str, Tensor], eager: dict[str, Tensor]) -> float:
-    """The largest relative distance (2-norm) of a gradient from eager's."""
-    return max(((ours[n] - eager[n]).norm() / eager[n].norm().clamp_min(1e-12)).item() for n in eager)
-
-
-def check(contestants: dict[str, Contestant]) -> None:
-    """Losses and gradients against eager's. What the sites add must vanish in what Inductor's own fusions change: each may be as
-    far from eager as stock torch.compile is, and half as much again."""
-    eager, stock = contestants["eager"], contestants["stock"]
-    allowed = 1.5 * distance(stock.gradients, eager.gradients) + 1e-3
-    for name in ("autograd.Function", *LEVELS):
-        far = distance(contestants[name].gradients, eager.gradients)
-        if far > allowed:
-            raise AssertionError(f"{name}: gradients are {far:.2e} from eager's, stock's allow {allowed:.2e}")
-        losses = contestants[name].loss, eager.loss, stock.loss
-        if abs(losses[0] - losses[1]) > 1.5 * abs(losses[2] - losses[1]) + 1e-3:
-            raise AssertionError("{}: the loss is {}, eager's {}, stock's {}".format(name, *losses))
-
-
-def counted(contestant: Contestant, numerics: ste_compile.Numerics, stock: bool) -> Row:
-    """Kernels and bytes, forward, backward and inference apart."""
-    result: Row = {}
-    for training in (True, False):
-        with contestant.mode(training):
-            report = ste_compile.explain(contestant.model, *contestant.inputs, numerics=numerics)
-        for part in itertools.chain.from_iterable(graph.parts for graph in report.graphs):
-            figures = part.stock if stock else part.ours
-            for name, amount in (("kernels", figures.kernels), ("bytes", figures.bytes_read + figures.bytes_written)):
-                result[f"{name} {part.kind}"] = result.get(f"{name} {part.kind}", 0) + amount
-    return result
+from workloads import WORK, Size
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -257,50 +58,42 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -
     names = CONTESTANTS if WORK[key[0]].alone else CONTESTANTS[:-1]
     label = " ".join(str(part) for part in key if part not in ("-", 0))
     seconds: dict[str, float] = {}
+    task = progress.add_task(label, total=2 * len(names) - 2 + rounds + (0 if warm else len(names) - 1))
     with contextlib.ExitStack() as stack:
+        stack.callback(progress.remove_task, task)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        task = progress.add_task(f"{label}: compile, cold", total=len(names) - 1) if not warm else None
         for i, name in enumerate(names[1:]) if not warm else ():
+            progress.update(task, description=f"{label}: compile {name}, cold")
             with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                seconds[name] = process.submit(cold, key, size, name, str(folder / str(i))).result()
+                seconds[name] = process.submit(cold, key, size, name, folder / str(i)).result()
             shutil.copytree(folder / str(i), folder / "all", dirs_exist_ok=True)  # to compile the same again without C++
             progress.advance(task)
-        stack.enter_context(environment("TORCHINDUCTOR_CACHE_DIR", str(folder / "all")))
+        stack.enter_context(cache(folder / "all"))
         torch._dynamo.reset()
         contestants = contestants_of(key, size, names)
-        task = progress.add_task(f"{label}: compile", total=len(names))
         for contestant in contestants:
+            progress.update(task, description=f"{label}: compile {contestant.name}")
             contestant.first()
             progress.advance(task)
         by_name = {contestant.name: contestant for contestant in contestants}
         check(by_name)
-        task = progress.add_task(f"{label}: run", total=rounds)
+        progress.update(task, description=f"{label}: run")
         for i in range(rounds):  # interleaved, so that a machine that slows down slows all
             for contestant in contestants[i % len(names) :] + contestants[: i % len(names)]:
                 contestant.step()
                 contestant.infer()
             progress.advance(task)
         rows = {contestant.name: row(key, contestant, by_name) for contestant in contestants}
-        task = progress.add_task(f"{label}: count", total=len(names) - 1)
-        for name in names[1:]:
-            numerics = name if name in LEVELS else "exact"
-            rows[name] |= counted(by_name[name], numerics, stock=name not in LEVELS)
-            if name in seconds:
-                rows[name]["compile s"] = round(seconds[name], 2)
+        for name in names[2:]:
+            progress.update(task, description=f"{label}: count kernels of {name}")
+            ours, plain = counted(by_name[name], name if name in LEVELS else "exact")
+            rows[name] |= ours if name in LEVELS else plain
+            if name == "exact":
+                rows["stock"] |= plain
             progress.advance(task)
+    for name in seconds:
+        rows[name]["compile s"] = round(seconds[name], 2)
     return list(rows.values())
-
-
-@contextlib.contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -318,8 +111,6 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     chosen = parser.parse_args(given)
     if chosen.rounds < 2:
         parser.error(f"argument --rounds: must be at least 2, got {chosen.rounds}")
-    if chosen.source and not chosen.source.is_file():
-        parser.error(f"argument --from: there is no file {chosen.source}")
     chosen.keys = [
         (name, kind, number)
         for name in dict.fromkeys(chosen.work or WORK)
@@ -331,8 +122,15 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     for name in {*(chosen.work or ())} - {key[0] for key in chosen.keys}:
         work = WORK[name]
         parser.error(f"argument --work: {name} has none of --kinds or --seeds, only {[*work.kinds]} and {[*work.seeds]}")
-    if chosen.plot and not chosen.source and not any(name in SEEDED for name, _, _ in chosen.keys):
-        parser.error(f"argument --plot: needs a work with seeds, --work {' or '.join(SEEDED)}")
+    works = {name for name, _, _ in chosen.keys}
+    if chosen.source:
+        try:
+            chosen.results = json.loads(chosen.source.read_text())
+            works = {each["work"] for each in chosen.results["rows"]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            parser.error(f"argument --from: {chosen.source} does not hold what --json writes: {error!r}")
+    if chosen.plot and works.isdisjoint(SEEDED):
+        parser.error(f"argument --plot: needs a work with seeds, {' or '.join(SEEDED)}")
     for name in ("json", "plot"):  # not found out after hours
         if (path := getattr(chosen, name)) and not path.parent.is_dir():
             parser.error(f"argument --{name}: there is no folder {path.parent}")
@@ -355,7 +153,7 @@ def run(chosen: argparse.Namespace, size: Size, console: Console) -> dict[str, A
 def main(given: list[str] | None = None, size: Size = Size()) -> None:  # noqa: B008
     chosen = arguments(given)
     console = Console(width=None if os.isatty(1) else 130)
-    results = json.loads(chosen.source.read_text()) if chosen.source else run(chosen, size, console)
+    results = chosen.results if chosen.source else run(chosen, size, console)
     meta = results["meta"]
     console.print(f"torch {meta['torch']}, {meta['device']}, {meta['threads']} threads, {meta['rounds']} rounds")
     groups = grouped(results["rows"])
