@@ -147,15 +147,15 @@ def goals(groups: Sequence[Rows]) -> Table:
     return result
 
 
-# Lines that coincide stay visible: a dashed one above a broad one.
+# Lines that coincide stay visible: thin ones above broad ones, dashed above whole.
 STYLES: dict[str, dict[str, Any]] = {
     "eager": {"color": "#b8b8b8", "linewidth": 1.2},
-    "stock": {"color": "#6f6f6f", "linewidth": 4, "alpha": 0.55},
-    "exact": {"color": "#d1495b", "linewidth": 1.6, "linestyle": (0, (4, 2))},
-    "autograd.Function": {"color": "#edae49", "linewidth": 4, "alpha": 0.8},
-    "finite": {"color": "#00798c", "linewidth": 1.8},
-    "algebraic": {"color": "#30638e", "linewidth": 1.6, "linestyle": (0, (1, 2))},
-    "host alone": {"color": "black", "linewidth": 0.8},
+    "stock": {"color": "#a0a0a0", "linewidth": 4},
+    "exact": {"color": "#c8384c", "linewidth": 1.4, "linestyle": (0, (3, 2))},
+    "autograd.Function": {"color": "#f0c264", "linewidth": 4},
+    "finite": {"color": "#00798c", "linewidth": 2},
+    "algebraic": {"color": "#0b1f4b", "linewidth": 1.2, "linestyle": (0, (2, 3))},
+    "host alone": {"color": "#e4e4e4", "linewidth": 8, "zorder": 1},
 }
 
 
@@ -166,10 +166,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     if not kinds:
         raise ValueError(f"a picture needs rows with seeds, of {' or '.join(SEEDED)}")
     measures = {
-        "saved for the backward": lambda row, host: row["saved"] / host["saved"],
+        "saved bytes": lambda row, host: row["saved"] / host["saved"],
         "training step": lambda row, host: row[f"step/{HOST}"][1],
     }
-    size = (1.4 + 1.9 * max(len(kinds), 3), 5)
+    size = (1 + 1.8 * max(len(kinds), 3), 5)
     figure, axes = plt.subplots(2, len(kinds), sharex="col", sharey="row", squeeze=False, figsize=size, layout="constrained")
     for column, (work, kind) in enumerate(kinds):
         shown = [rows for rows in seeded if (rows["stock"]["work"], rows["stock"]["kind"]) == (work, kind)]
@@ -177,14 +177,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for axis, (label, measure) in zip(axes[:, column], measures.items()):
             for name, style in STYLES.items():
                 values = [measure(rows[name], rows[HOST]) for rows in shown]
-                axis.plot(seeds, values, label=name, marker="o", markersize=3, **style)
+                axis.plot(seeds, values, label=name, marker="o", markersize=style["linewidth"] + 1, **style)
             axis.set_xticks(seeds)
             axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 axis.set_ylabel(f"{label}\n/ host alone")
-        axes[0, column].set_title(f"{work}\n{kind}", fontsize=10)
-    figure.supxlabel("seeds", fontsize=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8)
+        axes[0, column].set_title(f"{work}, {kind}", fontsize=10)
+        axes[1, column].set_xlabel("seeds")
+    figure.align_ylabels()
+    columns = len(STYLES) if len(kinds) > 3 else 4
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)

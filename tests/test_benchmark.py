@@ -12,7 +12,6 @@ TIMES = ("step", "forward", "backward", "inference")
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import benchmark
 
