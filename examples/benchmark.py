@@ -22,6 +22,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -31,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_contestants import CONTESTANTS, LEVELS, TIMES, Contestant, Key, cache, check, cold, contestants_of, counted
+from benchmark_contestants import CONTESTANTS, LEVELS, TIMES, Contestant, Key, cache, check, cold, contestants_of, counted, race
 from benchmark_results import SEEDED, Row, draw, goals, grouped, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from workloads import WORK, Size
+
+SHORTEST = 0.3  # seconds of a round: one of fast work is run again until it lasts as long, as it is more easily disturbed
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -77,11 +80,12 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -
             progress.advance(task)
         by_name = {contestant.name: contestant for contestant in contestants}
         check(by_name)
-        progress.update(task, description=f"{label}: run")
-        for i in range(rounds):  # interleaved, so that a machine that slows down slows all
-            for contestant in contestants[i % len(names) :] + contestants[: i % len(names)]:
-                contestant.step()
-                contestant.infer()
+        turns = math.ceil(rounds * max(1.0, SHORTEST / race(contestants, 0)))
+        for contestant in contestants:
+            contestant.forget()
+        progress.update(task, description=f"{label}: run", total=2 * len(names) - 2 + turns + len(seconds))
+        for turn in range(turns):  # interleaved, so that a machine that slows down slows all
+            race(contestants, turn)
             progress.advance(task)
         rows = {contestant.name: row(key, contestant, by_name) for contestant in contestants}
         for name in names[2:]:
@@ -103,7 +107,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", nargs="+", choices=WORK, help="default: all that have one of --kinds")
     parser.add_argument("--kinds", nargs="+", choices=kinds, help="of seed, or operator size; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=[1, 4], help="default: 1 4 (transformer: up to 4)")
-    parser.add_argument("--rounds", type=int, default=30, help="steps of each contestant, at least 2 (default: 30)")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="steps of each contestant, at least 2; of fast work more (default: 30)"
+    )
     parser.add_argument("--warm", action="store_true", help="no compile times: the contestants share one cache, which is faster")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, those so far after each work")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw saved bytes and step time against the number of seeds")

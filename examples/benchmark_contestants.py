@@ -105,7 +105,10 @@ class Contestant:
         self.gradients = {name: leaf.grad.clone() for name, leaf in self.leaves.items() if leaf.grad is not None}
         self.infer()
         self.saved, self.peak = saved_by(self), peak_of(self.step, self.device)
-        self.infer()
+
+    def forget(self) -> None:
+        """What was measured while warming up, and the gradients, once they are compared."""
+        self.gradients.clear()
         for times in self.times.values():
             times.clear()
 
@@ -200,6 +203,15 @@ def cold(key: Key, size: Size, name: str, folder: Path) -> float:
         return time.perf_counter() - start
 
 
+def race(contestants: list[Contestant], turn: int) -> float:
+    """One step and one inference of each, beginning with another one each turn. Returns the seconds it took."""
+    start, first = time.perf_counter(), turn % len(contestants)
+    for contestant in contestants[first:] + contestants[:first]:
+        contestant.step()
+        contestant.infer()
+    return time.perf_counter() - start
+
+
 def distance(ours: dict[str, Tensor], eager: dict[str, Tensor]) -> float:
     """The largest relative distance (2-norm) of a gradient from eager's."""
     return max(((ours[n] - eager[n]).norm() / eager[n].norm().clamp_min(1e-12)).item() for n in ours)
@@ -223,14 +235,15 @@ def check(contestants: dict[str, Contestant]) -> None:
 
 
 def counted(contestant: Contestant, numerics: ste_compile.Numerics) -> tuple[Row, Row]:
-    """Kernels and bytes, forward, backward and inference apart: with the passes, and as stock compiles the same model."""
-    ours: Row = {}
-    stock: Row = {}
+    """Kernels and bytes, forward, backward and inference apart: with the passes, and as stock compiles the same model.
+    (Nothing is reported of a graph that computes nothing, as the backward of a copy.)"""
+    ours: Row = {f"{figure} {part}": 0 for part in ("forward", "backward", "inference") for figure in ("kernels", "bytes")}
+    stock = ours.copy()
     for training in (True, False):
         with contestant.mode(training):
             report = ste_compile.explain(contestant.model, *contestant.inputs, numerics=numerics)
         for part in itertools.chain.from_iterable(graph.parts for graph in report.graphs):
             for row, figures in ((ours, part.ours), (stock, part.stock)):
-                for name, amount in (("kernels", figures.kernels), ("bytes", figures.bytes_read + figures.bytes_written)):
-                    row[f"{name} {part.kind}"] = row.get(f"{name} {part.kind}", 0) + amount
+                row[f"kernels {part.kind}"] += figures.kernels or 0
+                row[f"bytes {part.kind}"] += (figures.bytes_read or 0) + (figures.bytes_written or 0)
     return ours, stock
