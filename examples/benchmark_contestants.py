@@ -1,0 +1,249 @@
+"""The contestants of `benchmark.py`: ways to run one model, and what is measured of each."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import json
+import os
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_results import Row
+from estimators import by_hand
+from torch import Tensor, nn
+from workloads import WORK, Size
+
+import ste_compile
+
+LEVELS = ("exact", "finite", "algebraic")
+CONTESTANTS = ("eager", "stock", "autograd.Function", *LEVELS, "host alone")
+TIMES = ("step", "forward", "backward", "inference")
+# No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
+OPTIONS = {"fx_graph_cache": False, "fallback_random": True}
+
+Key = tuple[str, str, int]  # work, kind, seeds
+
+
+def own_forward(model: nn.Module) -> None:
+    """Give a model a code object of its own. Dynamo keeps the compiled versions of one code object in one list: contestants that
+    shared it would check each other's guards, and run into the recompile limit."""
+    forward = type(model).forward
+    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
+    model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
+
+
+class Contestant:
+    """One way to run one model, with weights and compiled code of its own."""
+
+    def __init__(self, name: str, key: Key, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.name, self.inputs, self.device = name, inputs, inputs[0].device
+        self.autocast = WORK[key[0]].autocast
+        self.model = copy.deepcopy(model)
+        if name == "autograd.Function":
+            by_hand(self.model)
+        if name == "host alone":
+            self.model.seeds = nn.ModuleList()
+        own_forward(self.model)
+        if name == "eager":
+            self.compiled: Callable[..., Tensor] = self.model
+        elif name in LEVELS:
+            self.compiled = torch.compile(self.model, backend="ste", options={"numerics": name, **OPTIONS})
+        else:
+            self.compiled = torch.compile(self.model, options=OPTIONS)
+        given = {f"input {i}": tensor for i, tensor in enumerate(inputs) if tensor.requires_grad}
+        self.leaves: dict[str, Tensor] = {**dict(self.model.named_parameters()), **given}
+        self.ones: Tensor | None = None  # the gradient that a backward begins with
+        self.times: dict[str, list[float]] = {name: [] for name in TIMES}
+
+    @contextlib.contextmanager
+    def mode(self, training: bool) -> Iterator[None]:
+        self.model.train(training)
+        with torch.set_grad_enabled(training), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            yield
+
+    def forward(self) -> Tensor:
+        with self.mode(training=True):
+            return self.compiled(*self.inputs)
+
+    def clear(self) -> None:
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        torch.manual_seed(0)
+
+    def step(self) -> Tensor:
+        self.clear()
+        with self.mode(training=True):
+            start = mark(self.device)
+            result = self.compiled(*self.inputs)
+            middle = mark(self.device)
+        if self.ones is None:
+            self.ones = torch.ones_like(result)
+        result.backward(self.ones)
+        end = mark(self.device)
+        for name, first, last in (("step", start, end), ("forward", start, middle), ("backward", middle, end)):
+            self.times[name].append(milliseconds(first, last))
+        return result.detach()
+
+    def infer(self) -> None:
+        self.clear()
+        with self.mode(training=False):
+            start = mark(self.device)
+            self.compiled(*self.inputs)
+            end = mark(self.device)
+        self.times["inference"].append(milliseconds(start, end))
+
+    def first(self) -> None:
+        """Compile, note the loss and the gradients, then what a step saves and the most it allocates."""
+        self.loss = self.step().float().mean().item()
+        self.gradients = {name: leaf.grad.clone() for name, leaf in self.leaves.items() if leaf.grad is not None}
+        self.infer()
+        self.saved, self.peak = saved_by(self), peak_of(self.step, self.device)
+
+    def forget(self) -> None:
+        """What was measured while warming up, and the gradients, once they are compared."""
+        self.gradients.clear()
+        for times in self.times.values():
+            times.clear()
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def cache(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Compile into a folder. Inductor would set the second variable itself, once and for all."""
+    return environment(TORCHINDUCTOR_CACHE_DIR=str(folder), TRITON_CACHE_DIR=str(folder / "triton"))
+
+
+def mark(device: torch.device) -> Any:
+    """A moment: on CUDA an event in the stream, which makes nothing wait."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def milliseconds(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return (end - start) * 1e3
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def saved_by(contestant: Contestant) -> int:
+    """Bytes that a forward keeps for the backward, parameters and inputs aside."""
+    known = {t.untyped_storage().data_ptr() for t in (*contestant.model.parameters(), *contestant.inputs)}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        contestant.forward()
+    return sum(saved.values())
+
+
+def peak_of(run: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes that `run` has allocated at any time, above what there was when it began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    # The profiler announces itself on standard error unless told not to.
+    with environment(KINETO_LOG_LEVEL="99"), torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+        run()
+    # Of the profiler's public results only the trace has each allocation and release apart.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    return max(itertools.accumulate((event["args"]["Bytes"] for event in events), initial=0))
+
+
+def contestants_of(key: Key, size: Size, names: tuple[str, ...]) -> list[Contestant]:
+    """From a common start, on CUDA where there is one."""
+    work, kind, seeds = key
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model, inputs = WORK[work].make(kind, seeds, size)
+    inputs = tuple(t.detach().to(device).requires_grad_(t.requires_grad) for t in inputs)
+    return [Contestant(name, key, model.to(device), inputs) for name in names]
+
+
+def cold(key: Key, size: Size, name: str, folder: Path) -> float:
+    """Seconds of the first forward and backward with an empty cache; to be run in a fresh process, as Inductor remembers its
+    kernels in memory too."""
+    (contestant,) = contestants_of(key, size, (name,))
+    with cache(folder):
+        start = time.perf_counter()
+        contestant.step()
+        return time.perf_counter() - start
+
+
+def race(contestants: list[Contestant], turn: int) -> float:
+    """One step and one inference of each, beginning with another one each turn. Returns the seconds it took."""
+    start, first = time.perf_counter(), turn % len(contestants)
+    for contestant in contestants[first:] + contestants[:first]:
+        contestant.step()
+        contestant.infer()
+    return time.perf_counter() - start
+
+
+def distance(ours: dict[str, Tensor], eager: dict[str, Tensor]) -> float:
+    """The largest relative distance (2-norm) of a gradient from eager's."""
+    return max(((ours[n] - eager[n]).norm() / eager[n].norm().clamp_min(1e-12)).item() for n in ours)
+
+
+def check(contestants: dict[str, Contestant]) -> None:
+    """Losses and gradients against eager's (the host alone has the same loss, and the gradients of its own parameters). What the
+    sites add must vanish in what Inductor's own fusions change: each may be as far from eager as stock torch.compile is, and half
+    as much again."""
+    eager, stock = contestants["eager"], contestants["stock"]
+    allowed = 1.5 * distance(stock.gradients, eager.gradients) + 1e-3
+    for name, contestant in contestants.items():
+        missing = eager.gradients.keys() - contestant.gradients.keys()
+        if missing and name != "host alone":
+            raise AssertionError(f"{name}: no gradients of {', '.join(sorted(missing))}")
+        far = distance(contestant.gradients, eager.gradients)
+        if far > allowed:
+            raise AssertionError(f"{name}: gradients are {far:.2e} from eager's, stock's allow {allowed:.2e}")
+        if abs(contestant.loss - eager.loss) > 1.5 * abs(stock.loss - eager.loss) + 1e-3:
+            raise AssertionError(f"{name}: the loss is {contestant.loss}, eager's {eager.loss}, stock's {stock.loss}")
+
+
+def counted(contestant: Contestant, numerics: ste_compile.Numerics) -> tuple[Row, Row]:
+    """Kernels and bytes, forward, backward and inference apart: with the passes, and as stock compiles the same model.
+    (Nothing is reported of a graph that computes nothing, as the backward of a copy.)"""
+    ours: Row = {f"{figure} {part}": 0 for part in ("forward", "backward", "inference") for figure in ("kernels", "bytes")}
+    stock = ours.copy()
+    for training in (True, False):
+        with contestant.mode(training):
+            report = ste_compile.explain(contestant.model, *contestant.inputs, numerics=numerics)
+        for part in itertools.chain.from_iterable(graph.parts for graph in report.graphs):
+            for row, figures in ((ours, part.ours), (stock, part.stock)):
+                row[f"kernels {part.kind}"] += figures.kernels or 0
+                row[f"bytes {part.kind}"] += (figures.bytes_read or 0) + (figures.bytes_written or 0)
+    return ours, stock

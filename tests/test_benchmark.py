@@ -1,0 +1,113 @@
+"""`examples/benchmark.py`: what it measures, writes, draws and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TIMES = ("step", "forward", "backward", "inference")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import benchmark
+
+    return benchmark
+
+
+def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_path, capsys):
+    """Given a tiny host with one seed, when run, then each contestant has each figure, `finite` saves what the host alone does, and
+    tables and picture can be had from the file."""
+    results, picture, again = tmp_path / "results.json", tmp_path / "a.png", tmp_path / "b.png"
+    tiny = benchmark.Size(batch=2, image=8, width=8, seeds=1)
+    arguments = ["--work", "cnn", "--kinds", "conv", "--seeds", "1", "--rounds", "2", "--warm"]
+    benchmark.main([*arguments, "--json", str(results), "--plot", str(picture)], tiny)
+    shown = capsys.readouterr().out
+    data = json.loads(results.read_text())
+    assert data["meta"].keys() == {"torch", "device", "threads", "rounds"}
+    rows = {row["contestant"]: row for row in data["rows"]}
+    assert tuple(rows) == benchmark.CONTESTANTS
+    for name, row in rows.items():
+        assert (row["work"], row["kind"], row["seeds"]) == ("cnn", "conv", 1)
+        for time in TIMES:
+            for figure in (f"{time} ms", f"{time}/stock", f"{time}/autograd.Function", f"{time}/host alone"):
+                assert 0 < row[figure][0] <= row[figure][1] <= row[figure][2]
+        assert row["peak"] >= row["saved"] > 0
+        counts = [f"{figure} {part}" for figure in ("kernels", "bytes") for part in ("forward", "backward", "inference")]
+        assert all(row[count] > 0 for count in counts) if name != "eager" else not row.keys() & {*counts}
+    assert rows["finite"]["saved"] == rows["host alone"]["saved"] < rows["stock"]["saved"]
+    for figure in ("kernels", "bytes"):
+        for part in ("forward", "backward", "inference"):
+            assert rows["exact"][f"{figure} {part}"] <= rows["stock"][f"{figure} {part}"]
+        assert rows["finite"][f"{figure} inference"] == rows["host alone"][f"{figure} inference"]
+
+    benchmark.main(["--from", str(results), "--plot", str(again)])
+    assert capsys.readouterr().out.strip() == shown.strip() and "cnn conv x 1" in shown and "goals" in shown
+    assert again.read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--work", "resnet"], "'resnet' (choose from 'cnn', "),
+        (["--kinds", "linear"], "'linear' (choose from 'conv', "),
+        (["--seeds", "3"], "3 (choose from 1, 2, 4, 8)"),
+        (["--rounds", "1"], "must be at least 2, got 1"),
+        (["--work", "cnn", "transformer", "--kinds", "conv"], "transformer has none of --kinds or --seeds, only ['mlp', "),
+        (["--work", "vqvae", "--plot", "picture.png"], "--plot: needs a work with seeds, cnn or transformer"),
+        (["--json", "no/such/folder.json"], "there is no folder no/such"),
+        (["--from", "nothing.json"], "nothing.json does not hold what --json writes: FileNotFoundError"),
+    ],
+)
+def test_bad_arguments_are_refused_with_what_is_allowed(benchmark, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments)
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_peak_is_that_of_known_allocations(benchmark):
+    """Given 4, 4, 2 and 1 MiB, the first released after the second, then the most at any time is 8 MiB."""
+
+    from benchmark_contestants import peak_of
+
+    def run():
+        first, second = torch.empty(2**20), torch.empty(2**20)
+        del first
+        return second, torch.empty(2**19), torch.empty(2**18)
+
+    assert peak_of(run, torch.device("cpu")) == 8 * 2**20
+
+
+@pytest.mark.parametrize("loss", (False, True))
+def test_a_contestant_that_computes_something_else_fails_the_run(benchmark, loss):
+    from benchmark_contestants import check
+
+    class Contestant:
+        def __init__(self, loss, gradient):
+            self.loss, self.gradients = loss, {"w": torch.tensor([gradient])}
+
+    contestants = {name: Contestant(1.0, 1.0) for name in benchmark.CONTESTANTS}
+    check(contestants)
+    contestants["finite"] = Contestant(1.01, 1.0) if loss else Contestant(1.0, 1.01)
+    with pytest.raises(AssertionError, match=r"finite: the loss is 1\.01" if loss else r"finite: gradients are 1\.00e-02"):
+        check(contestants)
+
+
+@pytest.mark.parametrize("work", ("transformer", "vqvae", "bitnet", "lsq", "router", "operator"))
+def test_the_estimators_by_hand_are_the_expressions(benchmark, work):
+    """Given equal weights and seeds, then both have the same loss and gradients in eager."""
+    import estimators
+    import workloads
+
+    tiny = benchmark.Size(batch=2, image=8, width=8, tokens=4, features=16, rows=8, seeds=2)
+    kind = workloads.WORK[work].kinds[0]
+    eager, by_hand = benchmark.contestants_of((work, kind, 1), tiny, ("eager", "eager"))
+    estimators.by_hand(by_hand.model)
+    losses = [contestant.step().float().sum() for contestant in (eager, by_hand)]
+    torch.testing.assert_close(*losses)
+    for name, leaf in eager.leaves.items():
+        if leaf.requires_grad and work != "operator":  # whose two contestants share their inputs
+            torch.testing.assert_close(by_hand.leaves[name].grad, leaf.grad)
