@@ -7,10 +7,10 @@
 
 Once a surrogate cancels, only the backward needs its forward, and the partitioner moves it there. Inductor then fuses it with
 whatever has its loops: a group norm's statistics with the gradients of the host, one channels-last and one not, in a kernel that
-takes longer than both (1.2 times stock's step on the CPU, torch 2.13). Stock compiles that forward well. So the backward graph
-is partitioned once more, as stock would have partitioned the surrogate, into a forward, its *regions*, and the rest: nothing is
-fused across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other stay apart, and each
-runs just before its first reader, so that one surrogate's activations are freed before the next one's are made.
+takes longer than both (steps of up to 1.06 times stock's on the CPU, torch 2.13). Stock compiles that forward well. So the
+backward graph is partitioned once more, as stock would have partitioned the surrogate, into a forward, its *regions*, and the
+rest: nothing is fused across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other stay
+apart, and each runs just before its first reader, so that one surrogate's activations are freed before the next one's are made.
 
 A surrogate without a matrix product or convolution stays as the partitioner left it: all of it can be fused into the gradients
 that read it, which is better than to store and load.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .replace import emit
+from .replace import emit, storages
 from .values import ancestors, aten, is_backward, is_matmul, is_pure, prims, tensor
 
 CANCELLED = "ste_compile_cancelled"  # the entry of a joint graph's `output.meta` that says a site in it was cancelled
@@ -98,7 +98,8 @@ def _split(backward: GraphModule, moved: set[Node], partition: Partition) -> tup
 
 def _parts(graph: Graph) -> list[_Part]:
     """What the rest reads of a forward graph, in parts that do not depend on each other. Arithmetic on sizes is in none."""
-    saved = dict.fromkeys(node for node in graph.output_node().args[0][1:] if node.op != "placeholder")
+    origins = map(_origin, graph.output_node().args[0][1:])
+    saved = dict.fromkeys(node for node in origins if node.op != "placeholder")
     needed = ancestors(graph, saved)
     nodes = [node for node in graph.nodes if node in needed and node.op != "placeholder" and not _is_size(node)]
     root = {node: node for node in nodes}
@@ -119,6 +120,16 @@ def _parts(graph: Graph) -> list[_Part]:
         part.outputs += [node] if node in saved else []
         part.inputs += [used for used in node.all_input_nodes if used not in root and used not in part.inputs]
     return list(parts.values())
+
+
+def _origin(node: Node) -> Node:
+    """The node behind a view, which the rest can take by itself. A region must return no memory twice, and none of its inputs:
+    Inductor takes the results of a subgraph for buffers of their own, and reuses one while another is still read."""
+    origin: Node = node
+    while base := next((used for used in node.all_input_nodes if not storages(used).isdisjoint(storages(node))), None):
+        node = base
+        origin = node if tensor(node) is not None else origin  # the tuple of a multi-output operator holds its results' memory
+    return origin
 
 
 def _is_size(node: Node) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from ste_compile.passes.replace import storages
 from ste_compile.passes.values import is_matmul
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -89,6 +90,17 @@ def test_a_region_returns_what_stock_would_have_saved():
     ((_, region),) = regions(ours["backward"])
     returned = region.output_node().args[0]
     assert sorted([*sizes(returned), *sizes(saved(ours["forward"])), RESULT]) == sizes(saved(stock["forward"]))
+
+
+@pytest.mark.parametrize("seed", (conv_seed, AttentionSeed, lambda: nn.Sequential(nn.Flatten(2), nn.Linear(36, 36), nn.Unflatten(2, (6, 6)))))
+def test_a_region_returns_memory_of_its_own(seed):
+    """Given seeds whose partition saves views, of weights and of activations, then what a region returns shares memory neither
+    with its inputs nor among itself.
+    Broken by returning the views."""
+    for call, region in regions(graphs(Model(seed, seed))["backward"]):
+        returned = [storages(node) for node in region.output_node().args[0]]
+        inputs = set().union(*(storages(node) for node in call.args[2:]))
+        assert len(set().union(*returned)) == len(returned) and all(map(inputs.isdisjoint, returned))
 
 
 def test_each_surrogate_has_a_region_that_runs_when_its_gradients_begin():
