@@ -32,6 +32,7 @@ from ste_compile.testing.strategies import build
 from ste_compile.testing.traced import check_traced
 
 FULL_EVERY = 20
+RESET_EVERY = 50
 ATTEMPTS = {"full_or_traced": 300, "inductor": 20}  # programs tried while shrinking
 
 
@@ -101,6 +102,8 @@ def main() -> int:
     counts: collections.Counter[str] = collections.Counter()
     failures, start = 0, time.monotonic()
     for i in range(arguments.programs + arguments.inductor):
+        if i % RESET_EVERY == 0:  # compiled code keeps its module's class, and torch patches nn.Module, which walks all its subclasses
+            torch.compiler.reset()
         choices: list[int] = []
         program = drawn(choices, random.Random(f"{arguments.seed} {i}"))
         run = partial(full_or_traced, number=i)
