@@ -14,6 +14,7 @@ fused away like any other pointwise operator.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -135,6 +136,12 @@ def _is_rounded(node: Node) -> bool:
     return node.target is ops.rounded.default
 
 
+def _is_view(node: Node) -> bool:
+    """Whether a node views its first input: by itself, or as one of several views (`getitem` of a split)."""
+    target = node.args[0].target if node.target is operator.getitem else node.target
+    return isinstance(target, torch._ops.OpOverload) and target.is_view
+
+
 def _inputs(node: Node) -> list[Node]:
     return [argument for argument in node.args if isinstance(argument, Node)]
 
@@ -196,7 +203,7 @@ def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
     """`leaf`, rounded under the views it is seen through: a copy of an expanded tensor would have other strides. What comes from
     outside the graph is in memory, and rounded."""
     base, views = leaf, []
-    while isinstance(base.target, torch._ops.OpOverload) and base.target.is_view and not _is_rounded(base):
+    while _is_view(base):
         views.append(base)
         base = base.args[0]
     if base.op != "call_function" or _is_rounded(base):

@@ -153,7 +153,7 @@ def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | No
     """A new node ahead of `before`, with the metadata (source, recompute and partitioner tags) of `like`, which is `before`
     unless given, and a fake value of its own."""
     with graph.inserting_before(before):
-        node = graph.create_node("call_function", target, args, kwargs or {}, name=target._schema.name.split("::")[1])
+        node = graph.create_node("call_function", target, args, kwargs or {}, name=target.__name__.split(".")[0])
     like = like or before
     node.meta = {key: entry for key, entry in like.meta.items() if key not in ("val", "tensor_meta", TAG)}
     try:

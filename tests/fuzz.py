@@ -5,8 +5,8 @@
 Each program is held, at all three levels, in training and in inference, against its own oracle: an eager program that says what
 the level promises, to the bit. Most go by the passes on one trace of AOTAutograd's joint graph (`ste_compile.testing.traced`).
 Every twentieth is compiled with `ste_aot_eager` and all of torch.compile (`ste_compile.testing.check`); so is every program that
-writes to an argument or a buffer, but that at one level and in one mode, in turn. `--inductor` programs more are compiled by Inductor, at a level each in turn, and held against
-eager with the bound of `assert_equivalent(backend="ste")`.
+writes to an argument or a buffer, but that at one level and in one mode, in turn. `--inductor` programs more are compiled by
+Inductor, at a level each in turn, and held against the same oracle, as near as stock Inductor takes it.
 
 A program that differs is shrunk and printed; the exit code is 1 then.
 """
@@ -26,13 +26,13 @@ os.environ["STE_COMPILE_STRICT"] = "1"  # a pass that fails is a difference too
 
 import torch
 
-from ste_compile.testing import assert_equivalent
-from ste_compile.testing.check import LEVELS, check
+from ste_compile.testing.check import LEVELS, MODES, check
 from ste_compile.testing.program import Program
 from ste_compile.testing.strategies import build
 from ste_compile.testing.traced import check_traced
 
 FULL_EVERY = 20
+RESET_EVERY = 50
 ATTEMPTS = {"full_or_traced": 300, "inductor": 20}  # programs tried while shrinking
 
 
@@ -55,15 +55,12 @@ def full_or_traced(program: Program, number: int) -> collections.Counter[str]:
         return check(program) + collections.Counter(full=1)
     if (counts := check_traced(program)) is not None:
         return counts + collections.Counter(traced=1)
-    level, mode = LEVELS[number % 3], ("training", "inference")[number % 2]
+    level, mode = LEVELS[number % 3], MODES[number % 2]
     return check(program, [level], [mode]) + collections.Counter(full=1)
 
 
 def inductor(program: Program, level: str) -> collections.Counter[str]:
-    for train in (True, False):
-        with torch.set_grad_enabled(train):
-            assert_equivalent(program.module(), *program.inputs(), numerics=level, backend="ste", train=train)
-    return collections.Counter(inductor=1)
+    return check(program, [level], backend="ste") + collections.Counter(inductor=1)
 
 
 def failure(run: Callable[[Program], object], choices: list[int]) -> str:
@@ -105,6 +102,8 @@ def main() -> int:
     counts: collections.Counter[str] = collections.Counter()
     failures, start = 0, time.monotonic()
     for i in range(arguments.programs + arguments.inductor):
+        if i % RESET_EVERY == 0:  # compiled code keeps its module's class, and torch patches nn.Module, which walks all its subclasses
+            torch.compiler.reset()
         choices: list[int] = []
         program = drawn(choices, random.Random(f"{arguments.seed} {i}"))
         run = partial(full_or_traced, number=i)

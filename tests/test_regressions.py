@@ -140,3 +140,22 @@ def test_a_value_that_is_also_written_to_an_input_gets_memory_of_its_own():
     assert torch.equal(result, x)
     result.add_(1)
     assert torch.equal(result, x + 1)
+
+
+SPLITS = {"chunk": lambda x: x.chunk(2, -1), "split": lambda x: x.split([1, 3], -1), "unbind": lambda x: x.unbind(-1)}
+
+
+@pytest.mark.parametrize("computed", (False, True), ids=("input", "computed"))
+@pytest.mark.parametrize("parts", SPLITS.values(), ids=SPLITS)
+def test_a_part_of_a_split_keeps_its_strides_where_it_is_rounded(parts, computed):
+    """Given a 16-bit part of a split in a site that keeps its own arithmetic, what is rounded is what was split, under the split:
+    a rounded copy of the part itself has other strides, and the site was left unfused."""
+
+    def fn(x):
+        v = parts(x.sin() if computed else x)[0]
+        s = v.exp()
+        return v + s + s.sin() - s.detach() - s.sin().detach()
+
+    with ste_compile.collect() as recorder:
+        assert_equivalent(fn, torch.randn(2, 3, 4).half().requires_grad_())
+    assert {site.action for site in recorder.sites()} == {"fused"}

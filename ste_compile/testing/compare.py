@@ -109,6 +109,8 @@ def _number(x: Tensor, flat: int) -> str:
 
 
 def permitted(ours: Tensor, eager: Tensor, level: Numerics) -> Tensor:
+    """Elementwise, what a level permits without a bound: the same bits; where it cancels sites also equal numbers, and anything
+    where eager is not finite. A complex number is two elements, as in `same_bits`."""
     same = same_bits(ours, eager)
     if level == "exact" or not (eager.is_floating_point() or eager.is_complex()):
         return same
@@ -123,8 +125,8 @@ def error(x: Tensor, reference: Tensor) -> Tensor:
     """|x - reference| in float64, of finite elements; NaN for others, which no bound admits."""
     if x.is_complex():
         x, reference = torch.view_as_real(x.resolve_conj()), torch.view_as_real(reference.resolve_conj())
-    error = (x.double() - reference.double()).abs()
-    return error.masked_fill(~(x.isfinite() & reference.isfinite()), float("nan"))
+    distance = (x.double() - reference.double()).abs()
+    return distance.masked_fill(~(x.isfinite() & reference.isfinite()), float("nan"))
 
 
 def largest(x: Tensor, reference: Tensor) -> float:
@@ -134,3 +136,9 @@ def largest(x: Tensor, reference: Tensor) -> float:
 def ulp(x: Tensor) -> float:
     """An ulp of a tensor's largest finite magnitude, to within a factor of two."""
     return torch.finfo(x.dtype).eps * largest(x, torch.zeros_like(x))
+
+
+def stock_bound(stock: Tensor, eager: Tensor) -> float:
+    """How far from eager the code that Inductor generates may be: as far as stock Inductor's furthest is, and half as much again
+    (what is fused otherwise is vectorised and added up otherwise), and 4 ulp (stock may be right by luck, in few elements)."""
+    return 1.5 * largest(stock, eager) + 4 * ulp(eager)

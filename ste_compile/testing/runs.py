@@ -138,10 +138,15 @@ def _backward(outputs: dict[str, Any]) -> None:
     """Backwards from every output at once. What comes in is drawn from the multiples of 1/8 up to 2, which every floating dtype
     can hold, so that an element that goes astray shows."""
     generator = torch.Generator().manual_seed(0)
-    tensors = [t for t in outputs.values() if isinstance(t, Tensor) and t.requires_grad]
+    tensors = [t for t in outputs.values() if isinstance(t, Tensor) and t.requires_grad and not _ungraphed(t)]
     incoming = [torch.randint(1, 17, t.shape, generator=generator).mul(0.125).to(t.dtype).to(t.device) for t in tensors]
     if tensors:
         torch.autograd.backward(tensors, incoming)
+
+
+def _ungraphed(tensor: Tensor) -> bool:
+    """Whether it is a view of a leaf made under `no_grad`: it says that it requires a gradient, and has no graph to go back."""
+    return tensor.grad_fn is None and tensor._base is not None and tensor._base.requires_grad
 
 
 class _Wide(TorchDispatchMode):
