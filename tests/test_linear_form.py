@@ -1,6 +1,10 @@
 """The algebra: on numbers that float64 adds without rounding, every level must give eager's values, whatever the expression."""
 
+import functools
 import gc
+import importlib
+import itertools
+import operator
 import time
 from fractions import Fraction
 
@@ -9,10 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ste_compile.passes import cancel, number_values, recognise, replace
+from ste_compile.passes.linear_form import LIMIT, LINEAR, addends
+from ste_compile.passes.recognise import ZERO_THROUGH
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile.backends import run_joint, run_post_grad
 
+aten = torch.ops.aten
 LEAVES = ("a", "b", "c")
 expressions = st.recursive(
     st.sampled_from(LEAVES).map(lambda name: f"args[{LEAVES.index(name)}]"),
@@ -69,6 +76,76 @@ def test_random_values_are_never_the_same():
     assert len({values.number[n] for n in graph.output_node().args[0]}) == 2
 
 
+def placeholder(graph, name, value):
+    node = graph.placeholder(name)
+    node.meta["val"] = value
+    return node
+
+
+def call(graph, target, *args, **kwargs):
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = target(*torch.fx.map_arg(args, lambda n: n.meta["val"]), **kwargs)
+    return node
+
+
+X, Y = torch.tensor([5.0]), torch.tensor([3.0])
+SUMS = {
+    **{target: [(X, Y)] for target in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor)},
+    **{target: [(X, 3)] for target in (aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Scalar)},
+    aten.neg.default: [(X,)],
+    aten.mul.Tensor: [(X, 3), (3, X)],
+}
+
+
+@pytest.mark.parametrize("target", LINEAR, ids=str)
+def test_the_addends_of_an_operator_add_up_to_what_it_computes(target):
+    """Given each row of `LINEAR`, with a number where it takes one, and with an alpha where it has one.
+
+    Broken by: a sign, an operand or a coefficient of the row; seen to fail."""
+    for arguments, options in itertools.product(SUMS[target], ({}, {"alpha": 4})):
+        if options and not any(argument.name == "alpha" for argument in target._schema.arguments):
+            continue
+        graph = torch.fx.Graph()
+        node = call(graph, target, *(placeholder(graph, "x", a) if torch.is_tensor(a) else a for a in arguments), **options)
+        total = sum(c * (a.meta["val"] if isinstance(a, torch.fx.Node) else a) for c, a in addends(node))
+        assert torch.equal(total, node.meta["val"])
+
+
+def test_a_product_or_a_sum_of_whole_numbers_is_an_atom():
+    """Broken by: `mul` of two tensors as a scale, or integers, which do not round, as terms; seen to fail."""
+    graph = torch.fx.Graph()
+    x, n = placeholder(graph, "x", X), placeholder(graph, "n", X.long())
+    assert not addends(call(graph, aten.mul.Tensor, x, x)) and not addends(call(graph, aten.add.Tensor, n, n))
+
+
+KEEPS_ZERO = {
+    aten.neg.default: (), aten.mul.Tensor: (2.0,), aten.mul.Scalar: (2,), aten.div.Tensor: (2.0,), aten.div.Scalar: (2,),
+    aten.view.default: ([3, 1],), aten._unsafe_view.default: ([3, 1],), aten.reshape.default: ([3, 1],), aten.expand.default: ([3, 3],),
+    aten.permute.default: ([1, 0],), aten.transpose.int: (0, 1), aten.t.default: (), aten.unsqueeze.default: (1,),
+    aten.squeeze.dim: (0,), aten.squeeze.dims: ([0],), aten.slice.Tensor: (1, 2), aten.select.int: (1, 2),
+    aten.detach.default: (), aten.alias.default: (), aten.clone.default: (), aten._to_copy.default: (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ZERO_THROUGH | {aten._to_copy.default}, ids=str)
+def test_a_zero_that_is_scaled_or_viewed_is_one_still(target):
+    """Given `host + f(s - s')` for each such f, the site is exact.
+
+    Broken by: a row of `ZERO_THROUGH` that is gone, or looks at another argument; seen to fail."""
+    graph = torch.fx.Graph()
+    h, s = placeholder(graph, "h", torch.ones(3, 3)), placeholder(graph, "s", torch.ones(1, 3))
+    zero = call(graph, aten.sub.Tensor, s, call(graph, aten.detach.default, s))
+    root = call(graph, aten.add.Tensor, h, call(graph, target, zero, *KEEPS_ZERO[target]))
+    (site,) = recognise(graph)
+    assert (site.root, site.value, site.surrogates, site.needs) == (root, h, (s,), "finite")
+
+
+def test_a_zero_is_one_as_either_factor_but_not_as_a_divisor():
+    """Broken by: `_visit` looking at the first factor only, or at the divisor; seen to fail."""
+    assert [site.needs for site in recognise(traced(lambda h, s, k: h + k * (s - s.detach())))] == ["finite"]
+    assert not recognise(traced(lambda h, s, k: h + k / (s - s.detach())))
+
+
 def test_a_long_sum_is_still_seen_as_an_atom():
     """Given an x of more terms than a form may hold, `x + (q - x).detach()` is found with x whole."""
 
@@ -79,6 +156,35 @@ def test_a_long_sum_is_still_seen_as_an_atom():
 
     (site,) = recognise(traced(model, 2))
     assert site.value.name == "q_1" and site.order == "(v - s) + s"
+
+
+def test_of_a_long_value_and_a_short_surrogate_the_surrogate_keeps_its_terms():
+    """Given a sum that is too long to keep, in which the value has most terms, its form is cut back, and the site is found.
+
+    Broken by: cutting back the short forms of a long sum, or all; seen to fail."""
+
+    def model(x, y, q):
+        value = functools.reduce(operator.add, (q.sin() * 2**i for i in range(LIMIT)))
+        return (x + y) + (value - (x + y)).detach()
+
+    (site,) = recognise(traced(model))
+    assert site.root.name == f"add_{LIMIT + 1}" and site.order == "(v - s) + s"
+
+
+def test_no_form_is_longer_than_the_limit(monkeypatch):
+    """Broken by: forms that grow with the graph, which make the cost of a graph quadratic; seen to fail."""
+    longest = []
+    module = importlib.import_module("ste_compile.passes.recognise")
+    right = module.combine
+    monkeypatch.setattr(module, "combine", lambda *args: longest.append(len((made := right(*args))[0].terms)) or made)
+
+    def model(x, y):
+        for i in range(60):
+            x, y = x + i * x.sin(), y - x
+        return x.detach() + y
+
+    recognise(traced(model, 2))
+    assert LIMIT // 2 < max(longest) <= LIMIT
 
 
 def test_scales_are_exact_fractions():
@@ -97,7 +203,6 @@ def _chain(nodes):
         node.meta["val"] = value
         return node
 
-    aten = torch.ops.aten
     h = graph.placeholder("h")
     h.meta["val"] = value
     for i in range(nodes // 7):
