@@ -26,7 +26,8 @@ ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apar
 ZERO_THROUGH = {
     aten.neg.default, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.view.default,
     aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.permute.default, aten.transpose.int,
-    aten.t.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.slice.Tensor, aten.select.int, *MARKERS, *COPIES,
+    aten.t.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.slice.Tensor, aten.select.int,
+    *MARKERS, *COPIES,
 }  # fmt: skip
 
 
