@@ -49,7 +49,7 @@ from cosmic_ray.work_item import MutationSpec
 
 ROOT = Path(__file__).parents[1]
 TESTS = ["linear_form", "negative", "regressions", "safety_net", "goldens", "hard_effects", "hard_failures", "hard_places", "aliasing"]
-TESTS += ["report_goldens", "explain", "structure"]
+TESTS += ["recognise", "replace", "freed", "report_goldens", "explain", "structure"]
 DESELECTED = "not cost and not compensation_read and not inductor and not kernel"  # those measure time, or compile C++
 
 Place = tuple[str, int]  # (file, first line) of a statement

@@ -4,6 +4,7 @@ import functools
 import gc
 import importlib
 import itertools
+import math
 import operator
 import time
 from fractions import Fraction
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ste_compile.passes import cancel, number_values, recognise, replace
 from ste_compile.passes.linear_form import LIMIT, LINEAR, addends
-from ste_compile.passes.recognise import ZERO_THROUGH
+from ste_compile.passes.recognise import ZERO_THROUGH, _visit, _Walk
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile.backends import run_joint, run_post_grad
@@ -29,6 +30,8 @@ expressions = st.recursive(
         inner.map("({}).detach()".format),
         inner.map("(-{})".format),
         inner.map("(2.0 * {})".format),
+        inner.map("({} + 1.0)".format),
+        inner.map("(-1.0 - {})".format),
         inner.map("({}.relu())".format),
         st.builds("torch.sub({}, {}, alpha=2)".format, inner, inner),
         st.builds("((v := {}) + ((s := {}) - s.detach()) + v)".format, inner, inner),
@@ -50,6 +53,25 @@ def test_any_expression_keeps_its_value(expression, numerics):
     traced.graph.lint()
     traced.recompile()
     assert torch.equal(traced(*args), fn(*args))
+
+
+@settings(max_examples=100, deadline=None)
+@given(expression=expressions)
+def test_the_linear_form_of_any_expression_adds_up_to_its_value(expression):
+    """Given each node of the graph of an expression, the terms of its form, each times its scale and its count, are its value.
+
+    Broken by: a sign, a scale or a count of `atom`, `combine` or `LINEAR`; seen to fail."""
+    args = [torch.tensor([3.0, -5.0, 7.0], dtype=torch.float64).roll(i) * (i + 1) for i in range(3)]
+    traced = make_fx(eval(f"lambda *args: ({expression}) * 1", {"torch": torch}), tracing_mode="fake")(*args)
+    run = torch.fx.Interpreter(traced, garbage_collect_values=False)
+    run.run(*args)
+    walk = _Walk(number_values(traced.graph))
+    for node in traced.graph.nodes:
+        _visit(walk, node)
+    for node, form in walk.forms.items():
+        terms = (float(scale * total) * (run.env[walk.values.first[n]] if n >= 0 else 1) for (n, scale), total in form.totals().items())
+        assert torch.equal(sum(terms, torch.zeros(3, dtype=torch.float64)), run.env[node])
+    assert all(not run.env[zero].any() for zero in walk.zeros)
 
 
 def traced(fn, count=3):
@@ -116,6 +138,33 @@ def test_a_product_or_a_sum_of_whole_numbers_is_an_atom():
     graph = torch.fx.Graph()
     x, n = placeholder(graph, "x", X), placeholder(graph, "n", X.long())
     assert not addends(call(graph, aten.mul.Tensor, x, x)) and not addends(call(graph, aten.add.Tensor, n, n))
+
+
+@pytest.mark.parametrize("number", (math.inf, -math.inf, math.nan, True))
+def test_what_is_no_finite_number_is_no_addend_or_scale(number):
+    """Broken by: `addends` or `is_number` letting one through, of which no exact fraction can be made; seen to fail."""
+    graph = torch.fx.Graph()
+    x = placeholder(graph, "x", X)
+    assert not addends(call(graph, aten.add.Tensor, x, number)) and not addends(call(graph, aten.mul.Scalar, x, number))
+    if number is not True:  # eager has no boolean alpha of floats
+        assert not addends(call(graph, aten.add.Tensor, x, x, alpha=number))
+
+
+@pytest.mark.parametrize("left, right", itertools.product((torch.float16, torch.bfloat16, torch.float32, torch.float64), repeat=2))
+def test_a_cast_that_rounds_nothing_is_seen_through(left, right):
+    """Given each pair of dtypes, a cast is a term of its own unless it is to more bytes. Broken by: a comparison of `_widens`."""
+    graph = torch.fx.Graph()
+    x = placeholder(graph, "x", X.to(left))
+    cast = call(graph, torch.ops.prims.convert_element_type.default, x, right)
+    assert addends(cast) == ([(1, x)] if right.itemsize > left.itemsize else [])
+
+
+@pytest.mark.parametrize("dtype", (torch.int16, torch.bool, torch.float8_e4m3fn, torch.complex64))
+def test_a_cast_of_what_adds_up_otherwise_is_an_atom(dtype):
+    """Given integers, 8-bit floats and complex numbers, cast to float64. Broken by: `_widens` of a dtype it knows nothing of."""
+    graph = torch.fx.Graph()
+    x = placeholder(graph, "x", torch.ones(1).to(dtype))
+    assert not addends(call(graph, torch.ops.prims.convert_element_type.default, x, torch.float64))
 
 
 KEEPS_ZERO = {
