@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ste_compile.passes import cancel, number_values, recognise, replace
 from ste_compile.passes.linear_form import LIMIT, LINEAR, addends
 from ste_compile.passes.recognise import ZERO_THROUGH, _visit, _Walk
+from ste_compile.passes.values import is_cast, is_pure
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile.backends import run_joint, run_post_grad
@@ -90,6 +91,42 @@ def test_scalars_that_compare_equal_have_numbers_of_their_own():
     graph = traced(lambda s: (s * 1, s * 1.0, s * 0.0, s * -0.0), 1)
     values = number_values(graph)
     assert len({values.number[n] for n in graph.output_node().args[0]}) == 4
+
+
+def test_operators_are_the_same_where_all_their_arguments_are():
+    """Given lists, and keyword arguments in another order. Broken by: `_freeze` looking at less; seen to fail."""
+    graph = torch.fx.Graph()
+    x = placeholder(graph, "x", torch.ones(2, 2))
+    first, again = (call(graph, aten.sum.dim_IntList, x, [0]) for _ in range(2))
+    other = call(graph, aten.sum.dim_IntList, x, [1])
+    wide = call(graph, aten.sum.dim_IntList, x, [0], keepdim=True, dtype=torch.float64)
+    turned = call(graph, aten.sum.dim_IntList, x, [0], dtype=torch.float64, keepdim=True)
+    narrow = call(graph, aten.sum.dim_IntList, x, [0], keepdim=True, dtype=torch.float32)
+    number = number_values(graph).number
+    assert number[first] == number[again] and number[wide] == number[turned]
+    assert len({number[each] for each in (first, other, wide, narrow)}) == 4
+
+
+def test_a_cast_changes_the_dtype_and_nothing_else():
+    """Given casts, one to the same dtype, and a move to another device. Broken by: a condition of `is_cast`; seen to fail."""
+    graph = torch.fx.Graph()
+    x = placeholder(graph, "x", torch.ones(2))
+    half, same = (call(graph, aten._to_copy.default, x, dtype=dtype) for dtype in (torch.float16, torch.float32))
+    moved = call(graph, aten._to_copy.default, x, device=torch.device("meta"))
+    bare = graph.call_function(aten._to_copy.default, (x,))
+    assert [is_cast(node) for node in (half, same, moved, bare, x, 1.0)] == [True, True, False, False, False, False]
+    number = number_values(graph).number
+    assert number[same] == number[x] and len({number[x], number[half], number[moved]}) == 3
+
+
+def test_what_is_pure_may_be_numbered_and_dropped():
+    """Given inputs, attributes, draws, writes, arithmetic on sizes and Python functions. Broken by: a case of `is_pure`."""
+    graph = torch.fx.Graph()
+    x = placeholder(graph, "x", torch.ones(2))
+    pure = [graph.get_attr("weight"), *(graph.call_function(f, (x,)) for f in (aten.sin.default, operator.neg, torch.sym_not))]
+    assert all(map(is_pure, [*pure, graph.call_function(operator.getitem, (x, 0))]))
+    impure = (aten.rand_like.default, aten.copy_.default, math.floor, len)
+    assert not any(map(is_pure, [x, graph.output(x), *(graph.call_function(f, (x,)) for f in impure)]))
 
 
 def test_random_values_are_never_the_same():

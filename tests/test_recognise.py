@@ -86,6 +86,21 @@ def test_negations_on_both_sides_cancel(fn):
     assert (site.needs, *names(site)) == ("finite", "h_1", ["s_1"])
 
 
+def test_the_sum_of_two_zeros_is_one():
+    """Given `h + ((s - s') + (t - t'))`, one site has both surrogates. Broken by: `_visit` taking the inner sum for a site."""
+    (site,) = sites(lambda h, s, t: h + ((s - s.detach()) + (t - t.detach())))
+    assert (site.needs, *names(site)) == ("finite", "h_1", ["s_1", "t_1"]) and site.order is None
+
+
+def test_numbers_of_a_surrogate_are_no_surrogates():
+    """Given surrogates with Python numbers in them, the terms that cancel are listed without the numbers. Broken by:
+    `_reassociating_site` listing a number as a node, or none; seen to fail."""
+    for fn in (lambda v, s: v + (s + 1) + s.sin() - s.sin().detach() - (s + 1).detach(), lambda v, s: v + s + s.sin() - s.detach() - s.sin().detach()):
+        *_, site = sites(fn, 2)
+        assert site.needs == "algebraic" and not site.refusal and site.value.name == "v_1"
+        assert site.surrogates and all(isinstance(each, torch.fx.Node) for each in site.surrogates)
+
+
 def test_results_cannot_be_changed():
     """Given a site, an outcome and a form, which are shared between passes and reports. Broken by: a dataclass not frozen."""
     (site,) = sites(lambda h, s: h + (s - s.detach()), 2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ste_compile.passes import Refused, replace_with_value
+from ste_compile.passes import Refused, replace, replace_with_value
 from ste_compile.passes.replace import check_same, drop_unused, same_strides, storages
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -44,6 +44,7 @@ STAND_INS = {  # (host, surrogate), negated, the operators put in: the sum is re
     "broadcast over columns": ((COLUMN, H), False, [aten.expand.default, clone]),
     "no dimensions": ((torch.tensor(2.0), H), False, [aten.expand.default, clone]),
     "another layout": ((IMAGE[:, :, :1], LAST), False, [aten.expand.default, aten.permute.default, clone, aten.permute.default]),
+    "dimensions of one element": ((ROW, torch.randn(3, 1, 1, 4)), False, [aten.expand.default, clone]),
     "turned": ((H, torch.randn(4, 3).t()), False, []),
 }
 
@@ -111,6 +112,39 @@ def test_the_views_of_a_result_move_with_it():
     first, second = node(traced.graph, "view"), node(traced.graph, "view_1")
     assert storages(first) == storages(second) == storages(first.args[0]) != before["view"]
     assert storages(node(traced.graph, "exp")) == before["exp"] and second.meta["val"].shape == (2, 6)
+
+
+def test_what_fails_after_the_views_have_moved_moves_them_back(monkeypatch):
+    """Given a view that would look different in the new memory, its fake value is the one it had. Broken by: `replace_with_value`
+    not putting back what it moved; seen to fail."""
+    traced = graph_of(lambda h, s: (h + s).view(-1), H, H)
+    view, add = node(traced.graph, "view"), node(traced.graph, "add")
+    before = view.meta["val"]
+
+    def differs(node, was, now):
+        if node is view:
+            assert now is not before
+            raise Refused("in a test")
+
+    monkeypatch.setattr(replace, "check_same", differs)
+    with pytest.raises(Refused, match="in a test"):
+        replace_with_value(traced.graph, add, node(traced.graph, "h_1"))
+    assert view.meta["val"] is before and view.args[0] is add and len(traced.graph.nodes) == 5
+
+
+def test_which_results_share_memory():
+    """Given results that are an input, a view of another result, what is written to an input, and neither, three of them share.
+
+    Broken by: `_sharing` leaving one out, or counting a result that is alone; seen to fail."""
+    graph = graph_of(lambda h, s: (s.copy_(w := h.cos()), (h, v := h.exp(), v.view(-1), h.sin(), w))[1], H, H.clone()).graph
+    assert replace._sharing(graph) == {(0, "h_1"), (2, 1), (4, "cos")}
+
+
+def test_a_size_that_is_read_further_down_is_not_known():
+    """Broken by: `_size` taking a node that is not ahead of the site, which the stand-in would be read before; seen to fail."""
+    traced = make_fx(lambda h, s: (h + s).exp() * s.shape[0], tracing_mode="symbolic")(ROW, H)
+    with pytest.raises(Refused, match="known only from a surrogate"):
+        replace_with_value(traced.graph, node(traced.graph, "add"), node(traced.graph, "h_1"))
 
 
 @pytest.mark.parametrize(
