@@ -258,7 +258,8 @@ def test_of_a_long_value_and_a_short_surrogate_the_surrogate_keeps_its_terms():
 
 
 def test_no_form_is_longer_than_the_limit(monkeypatch):
-    """Broken by: forms that grow with the graph, which make the cost of a graph quadratic; seen to fail."""
+    """Broken by: forms that grow with the graph, which make the cost of a graph quadratic, or that are cut back too soon; seen to
+    fail."""
     longest = []
     module = importlib.import_module("ste_compile.passes.recognise")
     right = module.combine
@@ -271,6 +272,8 @@ def test_no_form_is_longer_than_the_limit(monkeypatch):
 
     recognise(traced(model, 2))
     assert LIMIT // 2 < max(longest) <= LIMIT
+    recognise(traced(lambda x: functools.reduce(operator.add, (x.sin() * 3**i for i in range(LIMIT))) + (x - x.detach()), 1))
+    assert max(longest) == LIMIT
 
 
 def test_scales_are_exact_fractions():

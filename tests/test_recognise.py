@@ -57,6 +57,12 @@ def test_a_near_miss_names_its_value_and_its_surrogate():
     assert site.tree == (site.root,) and site.refusal.startswith("its rounding error is used")
 
 
+def test_only_a_near_miss_is_reported_as_one():
+    """Given a difference of a value and itself, detached, in a sum: no estimator is written like that. Broken by: `_near_miss`
+    reporting other orders; seen to fail."""
+    assert not sites(lambda h, s: h + (s - s).detach(), 2) and not sites(lambda h, s: (h + s) - s.detach() * 2, 2)
+
+
 def test_a_value_may_be_negated_at_either_level():
     """Broken by: `negated` turned round, or the sign of a part; seen to fail."""
     for fn in (lambda v, s: (s - s.detach()) - v, lambda v, s: s - (v + s).detach()):

@@ -45,6 +45,7 @@ STAND_INS = {  # (host, surrogate), negated, the operators put in: the sum is re
     "no dimensions": ((torch.tensor(2.0), H), False, [aten.expand.default, clone]),
     "another layout": ((IMAGE[:, :, :1], LAST), False, [aten.expand.default, aten.permute.default, clone, aten.permute.default]),
     "dimensions of one element": ((ROW, torch.randn(3, 1, 1, 4)), False, [aten.expand.default, clone]),
+    "no elements": ((torch.randn(1, 4), torch.randn(0, 4)), False, [aten.expand.default, clone]),
     "turned": ((H, torch.randn(4, 3).t()), False, []),
 }
 
@@ -59,6 +60,13 @@ def test_what_is_put_in_is_what_differs(name):
     assert put_in(traced, "add", "h_1", negated) == operators
     wanted = torch.broadcast_tensors(-host if negated else host, surrogate)[0].to(torch.promote_types(host.dtype, surrogate.dtype)).exp()
     assert torch.equal(traced(host, surrogate), wanted)
+
+
+def test_a_node_is_named_after_its_operator():
+    """As FX names it: reports show the names. Broken by: `emit` naming all nodes after the namespace; seen to fail."""
+    traced = graph_of(lambda h, s: (h + s).exp(), HALF, H)
+    put_in(traced, "add", "h_1", True)
+    assert [each.name for each in traced.graph.nodes] == ["h_1", "s_1", "neg", "convert_element_type", "exp", "output"]
 
 
 @pytest.mark.parametrize("shape", ((), (4,), (3, 4)))
