@@ -58,8 +58,9 @@ def test_a_near_miss_names_its_value_and_its_surrogate():
 
 
 def test_only_a_near_miss_is_reported_as_one():
-    """Given a difference of a value and itself, detached, in a sum: no estimator is written like that. Broken by: `_near_miss`
-    reporting other orders; seen to fail."""
+    """Given a difference of a value and itself, detached, in a sum: no estimator is written like that; nor one whose difference is
+    not detached. Broken by: `_near_miss` reporting other orders, or without the marker; seen to fail."""
+    assert not sites(lambda v, s: (s + ((v + s) - s), v.detach()), 2)
     assert not sites(lambda h, s: h + (s - s).detach(), 2) and not sites(lambda h, s: (h + s) - s.detach() * 2, 2)
 
 
