@@ -5,9 +5,9 @@
     python tests/mutants.py --jobs 2 --sample 200     # so many of them, drawn with --seed; or --minutes 60
 
 The tests run once on the passes as they are, to learn which statements each executes. A mutant gets the tests that execute its
-statement (all of them where it is executed by the import), those that killed most so far and take least first, up to `--seconds`, in a fork of one
-process that has imported torch but not the passes. It is killed by a failing test or by a timeout. Mutants of annotations,
-docstrings and `__all__` are left out: nothing evaluates them. Survivors are printed as diffs.
+statement (all of them where it is executed by the import), those that killed most so far and take least first, up to
+`--seconds`, in a fork of one process that has imported torch but not the passes. It is killed by a failing test or by a timeout.
+Mutants of annotations, docstrings and `__all__` are left out: nothing evaluates them. Survivors are printed as diffs.
 """
 
 from __future__ import annotations
@@ -84,28 +84,36 @@ def _inert_lines(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in found]  # type: ignore[attr-defined]
 
 
-def _functions(tree: ast.Module) -> Iterator[ast.AST]:
-    """What is executed by a call, not by the import."""
-    return (inner for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for each in node.body for inner in ast.walk(each))
+def _called(tree: ast.Module) -> list[ast.AST]:
+    """What a call executes, not the import: the statements of functions, and the bodies of lambdas."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    statements = [each for node in functions for outer in node.body for each in ast.walk(outer) if isinstance(each, ast.stmt)]
+    return [*statements, *(node.body for node in ast.walk(tree) if isinstance(node, ast.Lambda))]
 
 
 def place(spec: MutationSpec) -> Place | None:
-    """The innermost statement that a mutant is in; None where the import executes it."""
+    """The innermost of these that a mutant is in; None where the import executes it."""
     path, line = Path(spec.module_path), spec.start_pos[0]
-    inside = [node for node in _functions(ast.parse(path.read_text())) if isinstance(node, ast.stmt)]
-    lines = [node.lineno for node in inside if node.lineno <= line <= (node.end_lineno or 0)]
+    lines = [node.lineno for node in _called(ast.parse(path.read_text())) if node.lineno <= line <= node.end_lineno]  # type: ignore[attr-defined]
     return (path.name, max(lines)) if lines else None
 
 
 def observed(path: Path) -> str:
-    """The source of a module of the passes that calls `executes((file, line))` ahead of each statement of a function."""
+    """The source of a module of the passes that calls `executes((file, line))` ahead of each statement of a function, and in each
+    lambda."""
     tree = ast.parse(path.read_text())
-    for node in [*_functions(tree), *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]:
+
+    def executes(node: ast.stmt | ast.expr) -> ast.expr:
+        return ast.parse(f"executes({(path.name, node.lineno)})", mode="eval").body
+
+    called = {id(node) for node in _called(tree)}
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.Lambda):
+            node.body = ast.BoolOp(ast.Or(), [executes(node.body), node.body])
         for name in ("body", "orelse", "finalbody"):
-            if isinstance(block := getattr(node, name, None), list):
-                calls = [ast.parse(f"executes({(path.name, statement.lineno)})").body[0] for statement in block]
-                setattr(node, name, [each for pair in zip(calls, block) for each in pair])
-    return ast.unparse(tree)
+            if isinstance(block := getattr(node, name, None), list) and any(id(each) in called for each in block):
+                setattr(node, name, [each for statement in block for each in (ast.Expr(executes(statement)), statement)])
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
@@ -192,12 +200,12 @@ def heard(reading: int) -> tuple[str, Seen]:
 
 def choose(seen: Seen, where: Place | None, kills: Counter[str], seconds: float) -> dict[str, float]:
     """test -> its limit, the most promising first, until they take `seconds`. The more of a function's parameters have run, the
-    less another promises."""
+    less another promises, except of what the import executes: there a parameter is often for one row of a table."""
     cost = {test: (0.2 + took) / (1 + kills[test]) for test, (took, places) in seen.items() if where is None or where in places}
     function: Counter[str] = Counter()
     for test in sorted(cost, key=cost.__getitem__):
         function[test.split("[")[0]] += 1
-        cost[test] *= function[test.split("[")[0]]
+        cost[test] *= function[test.split("[")[0]] if where else 1
     limits: dict[str, float] = {}
     for test in sorted(cost, key=cost.__getitem__):
         if (seconds := seconds - seen[test][0]) > 0:

@@ -138,3 +138,19 @@ def test_a_constant_has_no_marker():
     graph = make_fx(fn, tracing_mode="fake")(torch.ones(4)).graph
     constant, detached, value, cut = (number_values(graph).spelling[node] for node in graph.output_node().args[0])
     assert constant == detached and value != cut
+
+
+@pytest.mark.parametrize("name, constant", (("_tensor_constant0", True), ("weight", False)))
+def test_a_literal_is_a_constant_and_a_parameter_is_none(name, constant):
+    """Given an attribute, detached or not. Broken by: `Values.add` taking every attribute for a constant, or none; seen to fail."""
+    graph = torch.fx.Graph()
+    attribute = graph.get_attr(name)
+    cut = graph.call_function(torch.ops.aten.detach.default, (attribute,))
+    spelling = number_values(graph).spelling
+    assert (spelling[attribute] == spelling[cut]) == constant
+
+
+def test_a_surrogate_may_be_added_twice():
+    """Broken by: `combine` taking a second occurrence of the same sign for a cancellation; seen to fail."""
+    *_, site = sites(lambda v, s: v + s + s - s.detach() - s.detach(), 2)
+    assert (names(site), site.refusal) == (("v_1", ["s_1"]), "")

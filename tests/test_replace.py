@@ -148,11 +148,13 @@ def test_which_results_share_memory():
     assert replace._sharing(graph) == {(0, "h_1"), (2, 1), (4, "cos")}
 
 
-def test_a_size_that_is_read_further_down_is_not_known():
-    """Broken by: `_size` taking a node that is not ahead of the site, which the stand-in would be read before; seen to fail."""
-    traced = make_fx(lambda h, s: (h + s).exp() * s.shape[0], tracing_mode="symbolic")(ROW, H)
-    with pytest.raises(Refused, match="known only from a surrogate"):
-        replace_with_value(traced.graph, node(traced.graph, "add"), node(traced.graph, "h_1"))
+def test_another_size_or_one_that_is_read_further_down_is_not_known():
+    """Given a size that is read after the site, or that is half the one asked for. Broken by: `_size` taking either; seen to fail."""
+    further = make_fx(lambda h, s: (h + s).exp() * s.shape[0], tracing_mode="symbolic")(ROW, H)
+    smaller = make_fx(lambda h, s: (h * s.shape[0], (h + torch.cat([s, s])).exp()), tracing_mode="symbolic")(ROW, H)
+    for traced in (further, smaller):
+        with pytest.raises(Refused, match="known only from a surrogate"):
+            replace_with_value(traced.graph, node(traced.graph, "add"), node(traced.graph, "h_1"))
 
 
 @pytest.mark.parametrize(
