@@ -63,5 +63,5 @@ def _release(node: Node, index: int, held: Counter[Node], replaced: dict[Node, N
             while used in replaced:
                 used = replaced[used]
             held[used] -= 1
-            if not held[used] and used.op != "placeholder" and is_pure(used):
+            if not held[used] and is_pure(used):
                 stack.append(used)

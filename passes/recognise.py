@@ -22,12 +22,12 @@ from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
 
-# A zero stays a zero through these, if what scales it is finite: the argument that may be the zero.
+# The result of these is zero where the first argument is, and what scales it is finite; of a product, where the second is, too.
 ZERO_THROUGH = {
-    aten.neg.default: (0,), aten.mul.Tensor: (0, 1), aten.mul.Scalar: (0,), aten.div.Tensor: (0,), aten.div.Scalar: (0,),
-    aten.view.default: (0,), aten._unsafe_view.default: (0,), aten.reshape.default: (0,), aten.expand.default: (0,),
-    aten.permute.default: (0,), aten.transpose.int: (0,), aten.t.default: (0,), aten.unsqueeze.default: (0,),
-    aten.squeeze.dim: (0,), aten.squeeze.dims: (0,), aten.slice.Tensor: (0,), aten.select.int: (0,),
+    aten.neg.default, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.view.default,
+    aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.permute.default, aten.transpose.int,
+    aten.t.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.slice.Tensor, aten.select.int,
+    *MARKERS, *COPIES,
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
 
 
 def _visit(walk: _Walk, node: Node) -> None:
-    through = [node.args[i] for i in _zero_arguments(node) if i < len(node.args)]
+    through = node.args[: 2 if node.target is aten.mul.Tensor else 1] if node.target in ZERO_THROUGH or is_cast(node) else ()
     if zero := next((z for z in through if z in walk.zeros), None):
         walk.zeros[node] = walk.zeros[zero]
         return
@@ -143,10 +143,6 @@ def _near_miss(walk: _Walk, root: Node) -> Site | None:
     if match is None or match[0] != "(v - s) + s":
         return None
     return Site(root, match[1], (match[2],), "algebraic", match[0], tree=(root,), refusal=ERROR_IS_USED)
-
-
-def _zero_arguments(node: Node) -> tuple[int, ...]:
-    return (0,) if node.target in MARKERS or node.target in COPIES or is_cast(node) else ZERO_THROUGH.get(node.target, ())
 
 
 def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bool:

@@ -183,10 +183,11 @@ def same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
 def _sizes(graph: Graph, root: Node, value: Node | None = None) -> list[Any]:
     """The shape of `root` as arguments for `full` or, with -1 for the dimensions `value` has, for `expand`."""
     want = tensor(root).shape
-    have = [None] * (len(want) - (tensor(value).ndim if value else 0)) + list(tensor(value).shape if value else ())
+    has = () if value is None else tensor(value).shape
+    have = [None] * (len(want) - len(has)) + [*has]
     return [
         -1 if there is not None and statically_known_true(here == there) else _size(graph, root, here)
-        for here, there in zip(want, have if value else [None] * len(want))
+        for here, there in zip(want, have)
     ]
 
 

@@ -149,7 +149,7 @@ class Values:
 
 def _is_literal(node: Node) -> bool:
     """A tensor literal of the user's code, as `make_fx` names it; parameters and buffers may also be `get_attr` (AOTInductor)."""
-    return node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
+    return str(node.target).startswith("_tensor_constant")
 
 
 def _freeze(argument: Any, numbers: dict[Node, int]) -> Any:

@@ -1,0 +1,212 @@
+"""How a site that stays is computed: as one operator, or with every intermediate rounded."""
+
+import importlib
+
+import pytest
+import torch
+from ste_compile.passes import fuse, recognise, tag
+from ste_compile.passes.replace import Mismatch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .graphs import show
+
+aten, prims, ops = torch.ops.aten, torch.ops.prims, torch.ops.ste_compile
+ROUNDED = ops.rounded.default
+
+
+def tagged(fn, *args):
+    graph = make_fx(fn, tracing_mode="fake")(*args).graph
+    for index, site in enumerate(recognise(graph)):
+        tag(site, index)
+    return graph
+
+
+def fused(fn, *args):
+    graph = tagged(fn, *args)
+    outcomes = fuse(graph)
+    graph.lint()
+    return graph, outcomes
+
+
+def tensors(dtype=torch.bfloat16, shape=(3, 4), count=3):
+    return [torch.randn(shape).to(dtype) for _ in range(count)]
+
+
+OUTSIDE = {  # arithmetic that is none of the three orders
+    "value last": lambda x, q, _: x.exp() - (x.exp() - q.sin()).detach(),
+    "leaf last": lambda x, q, _: -(x.exp() - q.sin()).detach() + x.exp(),
+    "two surrogates": lambda v, s, _: v.exp() + (a := s.tan()) + (b := s.sin()) - a.detach() - b.detach(),
+    "scaled": lambda x, q, _: x.exp() * 3 - (x.exp() * 3 - q.sin()).detach(),
+    "a view between": lambda x, q, _: (e := x.exp()[None].expand(3, 4)) - (e - q.sin()).detach(),
+}
+ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.mul.Tensor)
+
+
+def is_rounded(node):
+    while getattr(node.target, "is_view", False) or node.target is aten.detach.default:
+        node = node.args[0]
+    return node.target is ROUNDED or node.op == "placeholder"
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_every_intermediate_is_rounded_once(name, dtype):
+    """Given arithmetic of 16 bits that is none of the three orders, each of its nodes reads what is rounded and is read through a
+    `rounded` alone, and nothing is rounded twice.
+
+    Broken by: `_interior`, `_shape` or `_round_all` leaving out a node, a leaf or a user; seen to fail."""
+    x, q, k = tensors(dtype)
+    graph, outcomes = fused(OUTSIDE[name], x[0] if "view" in name else x, q, k)
+    assert {(outcome.action, outcome.reason) for outcome in outcomes} == {("fused", "its own arithmetic, every intermediate rounded")}
+    arithmetic = [node for node in graph.nodes if node.target in ARITHMETIC]
+    assert arithmetic and all(map(is_rounded, [a for node in arithmetic for a in node.all_input_nodes]))
+    assert all([user.target for user in node.users] == [ROUNDED] for node in arithmetic)
+    rounded = graph.find_nodes(op="call_function", target=ROUNDED)
+    assert not any(is_rounded(node.args[0]) for node in rounded)
+    assert all(node.meta["val"].dtype == dtype and node.users for node in rounded)
+    assert graph.output_node().args[0].target is ROUNDED
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_wide_arithmetic_is_not_rounded(name, dtype):
+    x, q, k = tensors(dtype)
+    graph, outcomes = fused(OUTSIDE[name], x[0] if "view" in name else x, q, k)
+    assert {outcome.action for outcome in outcomes} == {"fused"} and not graph.find_nodes(op="call_function", target=ROUNDED)
+
+
+def test_complex_arithmetic_is_left():
+    graph, (outcome,) = fused(lambda x, q: x + (q - x).detach(), *tensors(torch.complex64, count=2))
+    assert outcome.action == "left" and "complex64 is computed by eager's own kernels" in outcome.reason
+    assert not graph.find_nodes(op="call_function", target=ops.straight_through.default)
+
+
+def test_outcomes_are_in_graph_order_with_their_keys():
+    """Given three sites, of which two become operators. Broken by: the order of `fuse`, or the key of another site; seen to fail."""
+
+    def fn(x, q, k):
+        return ((x + (q - x).detach()) * 2, k.exp() - (k.exp() - q).detach(), (k - q).detach() + q)
+
+    graph, outcomes = fused(fn, *tensors())
+    assert [outcome.key for outcome in outcomes] == [0, 1, 2]
+    assert [outcome.result.target for outcome in outcomes] == [ops.straight_through.default, aten.sub.Tensor, ops.straight_through.default]
+    assert [outcome.result.args[2] for outcome in outcomes[::2]] == ["(v - s) + s"] * 2
+    assert not any("ste_compile" in node.meta for node in graph.nodes)
+
+
+def test_a_leaf_that_two_sites_share_and_a_difference_in_both():
+    """Given two sites with one difference in them, it is rounded once, and both read that. Broken by: rounding what has a `rounded`
+    already; seen to fail."""
+
+    def fn(x, q, _):
+        x, difference = x.exp(), (x.exp() - q.sin()).detach()
+        return (x - difference) * 2, (x - difference) * 3
+
+    graph, outcomes = fused(fn, *tensors())
+    (shared,) = [node for node in graph.find_nodes(op="call_function", target=aten.sub.Tensor) if node.args[1].args[0].name == "sin"]
+    assert len(outcomes) == 2 and [user.target for user in shared.users] == [ROUNDED]
+
+
+@pytest.mark.parametrize("alpha, action", ((1, "fused"), (2, "left"), (0.5, "left")))
+def test_arithmetic_with_an_alpha_is_left(alpha, action):
+    fn = lambda v, s, _: torch.sub(torch.add(v, s, alpha=alpha), s.detach(), alpha=alpha)  # noqa: E731
+    _, (outcome,) = fused(fn, *tensors())
+    assert outcome.action == action and (action == "fused" or outcome.reason.startswith("alpha"))
+
+
+def test_arithmetic_that_was_rewritten_is_left():
+    """Given a pass that turned a subtraction into another operator, or gave it one operand, since the site was tagged: left alone.
+
+    Broken by: `_interior` not comparing operators, or operands; seen to fail."""
+    for name in ("value last", "leaf last"):
+        graph = tagged(OUTSIDE[name], *tensors())
+        difference = next(node for node in graph.nodes if node.target is aten.sub.Tensor)
+        difference.target = aten.atan2.default
+        (outcome,) = fuse(graph)
+        assert outcome.action == "left" and outcome.reason.startswith("another pass has rewritten")
+        graph = tagged(OUTSIDE[name], *tensors())
+        difference = next(node for node in graph.nodes if node.target is aten.sub.Tensor)
+        difference.update_arg(1, 2.0)
+        assert fuse(graph)[0].action == "left"
+
+
+@pytest.mark.parametrize("merged", (False, True))
+def test_the_casts_of_a_surrogate_round_each(merged):
+    """Given a surrogate cast twice, whose casts Inductor has merged or not, the operator gets what the first cast made, and the
+    second's dtype.
+
+    Broken by: `_ahead_of_last_cast` or `cast_chain` missing one, or casting twice; seen to fail."""
+    cast = prims.convert_element_type
+
+    def fn(v, s):
+        return v + ((seed := cast(cast(s, torch.float16), torch.bfloat16)) - seed.detach())
+
+    graph = tagged(fn, torch.randn(4).bfloat16(), torch.randn(4))
+    if merged:
+        first, second = graph.find_nodes(op="call_function", target=cast.default)
+        second.update_arg(0, first.args[0])
+        graph.erase_node(first)
+    (outcome,) = fuse(graph)
+    value, surrogate, order, dtype = outcome.result.args
+    assert (value.name, order, dtype) == ("v_1", "v + (s - s)", torch.bfloat16)
+    assert surrogate.target is cast.default and (surrogate.args[0].name, surrogate.args[1]) == ("s_1", torch.float16)
+
+
+def test_a_cast_from_whole_numbers_is_not_looked_behind():
+    """Given a surrogate cast from integers, the operator casts no integers. Broken by: `cast_chain` going on to them."""
+
+    def fn(v, s):
+        return v + ((seed := prims.convert_element_type(s, torch.bfloat16)) - seed.detach())
+
+    _, (outcome,) = fused(fn, torch.randn(4).bfloat16(), torch.arange(4))
+    assert len(outcome.result.args) == 3 and outcome.result.args[1].target is prims.convert_element_type.default
+
+
+ONE = [((3, 4), (3, 4)), ((), ()), ((4,), (3, 4)), ((3, 4), (4,))]
+
+
+@pytest.mark.parametrize("shapes, one", [*((pair, True) for pair in ONE), *((pair, False) for pair in (((), (4,)), ((4,), ()), ((), (3, 4))))])
+def test_an_operand_without_dimensions_is_not_rounded_by_promotion(shapes, one):
+    """Given operands of two dtypes, of which one has no dimensions, the arithmetic is not one operator. Given one dtype, it is.
+
+    Broken by: a condition of `_promotes_alike`; seen to fail."""
+    for dtype in (torch.float32, torch.bfloat16):
+        v, s = torch.randn(shapes[0]).bfloat16(), torch.randn(shapes[1]).to(dtype)
+        _, (outcome,) = fused(lambda v, s: v + (s - s.detach()), v, s)
+        assert (outcome.result.target is ops.straight_through.default) == (one or dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype, device", ((torch.bfloat16, "cpu"), (torch.float32, "cpu"), (torch.bfloat16, "meta")))
+def test_a_number_in_the_first_place_is_rounded_as_on_the_cpu(dtype, device):
+    """Given a Python number that a 16-bit tensor is subtracted from, and one that is added to it, the first is rounded, on the CPU.
+
+    Broken by: `_round_all` rounding neither, both, in other dtypes or on other devices; seen to fail."""
+    args = (tensor.to(device) for tensor in tensors(dtype))
+    graph = tagged(lambda x, q, _: x.exp() - (x.exp() - q.sin()).detach() + 0.1, *args)
+    (root,) = [node for node in graph.nodes if "ste_compile" in node.meta]
+    operator, below = root.meta["ste_compile"]["shape"]
+    root.update_arg(0, 0.1)
+    root.meta["ste_compile"]["shape"] = (operator, below[1:])
+    (outcome,) = fuse(graph)
+    rounds = dtype == torch.bfloat16 and device == "cpu"
+    assert outcome.result.args[0] == (torch.tensor(0.1, dtype=dtype).item() if rounds else 0.1)
+    (last,) = [node for node in graph.nodes if 0.1 in node.args[1:]]
+    assert last.target is aten.add.Tensor
+
+
+def test_a_rounding_that_looks_different_is_taken_out_again(monkeypatch):
+    """Given a check that fails, the graph has its nodes, and no others. Broken by: `_round_all` leaving a `rounded`; seen to fail."""
+
+    def differs(node, was, now):
+        raise Mismatch("in a test")
+
+    graph = tagged(OUTSIDE["value last"], *tensors())
+    before = show(graph)
+    monkeypatch.setattr(importlib.import_module("ste_compile.passes.fuse"), "check_same", differs)
+    (outcome,) = fuse(graph)
+    assert (outcome.action, outcome.key) == ("left", 0) and "in a test" in outcome.reason and show(graph) == before
+
+
+def test_where_the_error_is_used_nothing_is_tagged():
+    graph = tagged(lambda v, s: s + ((v + s) - s).detach(), *tensors(count=2))
+    assert not fuse(graph) and recognise(graph)
