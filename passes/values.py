@@ -68,12 +68,21 @@ def is_pure(node: Node) -> bool:
     """Whether equal inputs give equal outputs and nothing else happens: what may be numbered, and dropped when unused."""
     if node.op == "get_attr":
         return True
-    if node.op != "call_function" or node.is_impure():  # impure: mutates, is random, asserts
+    if node.op != "call_function" or (node.is_impure() and not _is_still(node)):  # impure: mutates, is random, asserts
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         return True
     name = getattr(node.target, "__name__", "")  # arithmetic on symbolic sizes, and `getitem`
     return getattr(operator, name, None) is node.target or name.startswith("sym_")
+
+
+def _is_still(node: Node) -> bool:
+    """Whether a random operator draws nothing: attention without dropout. It has the tag all the same (2.11 to 2.14)."""
+    if node.is_impure(impure_random=False) or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = {**dict(zip(names, node.args)), **node.kwargs}
+    return "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0
 
 
 def is_matmul(node: Node) -> bool:
