@@ -148,10 +148,10 @@ def _near_miss(walk: _Walk, root: Node) -> Site | None:
 def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bool:
     """`t - t'`: one value, opposite signs, reached through different markers."""
     (c, a, _), (d, b, _) = parts
-    if not (isinstance(a, Node) and isinstance(b, Node)) or abs(c) != 1 or abs(d) != 1:
+    if not (isinstance(a, Node) and isinstance(b, Node)) or c != 1 or abs(d) != 1:  # `LINEAR` gives the first of two a 1
         return False
     (a, minus_a, marks_a), (b, minus_b, marks_b) = _bare(a), _bare(b)
-    opposite = (c < 0) ^ minus_a ^ (d < 0) ^ minus_b
+    opposite = minus_a ^ (d < 0) ^ minus_b
     spellings = values.marked(values.spelling[a], marks_a), values.marked(values.spelling[b], marks_b)
     return opposite and values.number[a] == values.number[b] and spellings[0] != spellings[1]
 

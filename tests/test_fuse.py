@@ -1,5 +1,6 @@
 """How a site that stays is computed: as one operator, or with every intermediate rounded."""
 
+import functools
 import importlib
 
 import pytest
@@ -130,26 +131,34 @@ def test_arithmetic_that_was_rewritten_is_left():
         assert fuse(graph)[0].action == "left"
 
 
-@pytest.mark.parametrize("merged", (False, True))
+@pytest.mark.parametrize("merged", (0, 1, 2), ids=("none", "the first two", "all"))
 def test_the_casts_of_a_surrogate_round_each(merged):
-    """Given a surrogate cast twice, whose casts Inductor has merged or not, the operator gets what the first cast made, and the
-    second's dtype.
+    """Given a surrogate cast three times, of which Inductor has merged some, the operator gets what all but the last made, and the
+    last one's dtype.
 
-    Broken by: `_ahead_of_last_cast` or `cast_chain` missing one, or casting twice; seen to fail."""
-    cast = prims.convert_element_type
+    Broken by: `_ahead_of_last_cast` or `cast_chain` missing a cast, or casting twice; seen to fail."""
+    cast, dtypes = prims.convert_element_type, [torch.float32, torch.float16, torch.bfloat16]
 
     def fn(v, s):
-        return v + ((seed := cast(cast(s, torch.float16), torch.bfloat16)) - seed.detach())
+        seed = functools.reduce(cast, dtypes, s)
+        return v + (seed - seed.detach())
 
-    graph = tagged(fn, torch.randn(4).bfloat16(), torch.randn(4))
+    graph = tagged(fn, torch.randn(4).bfloat16(), torch.randn(4).double())
+    first, second, third = graph.find_nodes(op="call_function", target=cast.default)
     if merged:
-        first, second = graph.find_nodes(op="call_function", target=cast.default)
         second.update_arg(0, first.args[0])
         graph.erase_node(first)
+    if merged == 2:
+        third.update_arg(0, second.args[0])
+        graph.erase_node(second)
     (outcome,) = fuse(graph)
     value, surrogate, order, dtype = outcome.result.args
     assert (value.name, order, dtype) == ("v_1", "v + (s - s)", torch.bfloat16)
-    assert surrogate.target is cast.default and (surrogate.args[0].name, surrogate.args[1]) == ("s_1", torch.float16)
+    chain = []
+    while surrogate.target is cast.default:
+        chain.insert(0, surrogate.args[1])
+        surrogate = surrogate.args[0]
+    assert surrogate.name == "s_1" and chain == dtypes[:2]
 
 
 def test_a_cast_from_whole_numbers_is_not_looked_behind():
