@@ -50,7 +50,7 @@ from cosmic_ray.work_item import MutationSpec
 
 ROOT = Path(__file__).parents[1]
 TESTS = ["linear_form", "negative", "regressions", "safety_net", "goldens", "hard_effects", "hard_failures", "hard_places", "aliasing"]
-TESTS += ["recognise", "replace", "freed", "effects", "fuse"]
+TESTS += ["recognise", "replace", "freed", "effects", "fuse", "defer"]
 DESELECTED = "not cost and not compensation_read and not inductor"  # those measure time, or compile C++
 
 Place = tuple[str, int]  # (file, first line) of a statement
