@@ -50,10 +50,11 @@ def _leaves(node: Node) -> list[Any]:
 
 def with_regions(graph: Graph) -> Iterator[Node]:
     """The nodes of a graph, with those of a region of the deferred forward where it is called."""
+    module = graph.owning_module
     for node in graph.nodes:
-        inner = node.target is torch.ops.higher_order.invoke_subgraph and getattr(graph.owning_module, node.args[0].target).graph
-        if inner and inner.output_node().meta.get(REGION):
-            yield from (each for each in inner.nodes if each.op == "call_function")
+        called = node.target is torch.ops.higher_order.invoke_subgraph and module and module.get_submodule(node.args[0].target)
+        if called and called.graph.output_node().meta.get(REGION):
+            yield from (each for each in called.graph.nodes if each.op == "call_function")
         else:
             yield node
 
