@@ -57,7 +57,7 @@ def test_every_way_to_ask(kwargs, expected):
         (lambda: outcomes(backend="ste", options={"numerics": "fast"}), Exception, "numerics='fast' is not a level"),
         (lambda: outcomes(backend="ste", options={"no_such_option": 1}), Exception, "no_such_option"),
         (lambda: outcomes(backend="ste_finite", options={"numerics": "exact"}), Exception, "needs backend='ste'"),
-        (lambda: outcomes(backend="ste_aot_eager", options={"max_autotune": True}), Exception, r"only 'numerics' and 'dump', got \['max_autotune'\]"),
+        (lambda: outcomes(backend="ste_aot_eager", options={"max_autotune": True}), Exception, r"only 'numerics', 'deferred' and 'dump', got \['max_autotune'\]"),
         (lambda: outcomes(backend="ste", mode="fastest"), Exception, "fastest"),
     ),
 )  # fmt: skip
