@@ -1,11 +1,13 @@
 """What is recognised, read off the sites themselves: value, surrogates, order, level, refusal."""
 
 import dataclasses
+import functools
+import operator
 
 import pytest
 import torch
 from ste_compile.passes import Outcome, number_values, recognise
-from ste_compile.passes.linear_form import Form
+from ste_compile.passes.linear_form import LIMIT, Form
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
@@ -110,6 +112,32 @@ def test_a_surrogate_may_add_any_number(number):
     assert (site.needs, site.value.name, site.refusal) == ("algebraic", "v_1", "")
     assert not sites(lambda v, s: (s + number).detach() - (s + number), 2)
     assert not [site for site in sites(lambda v, s: (v - (s + number)).detach() + (s - number), 2) if not site.refusal]
+
+
+def test_a_value_far_from_its_site_is_found():
+    """Given seven surrogates added one by one and taken off again, the value is at the far end of the arithmetic. Broken by:
+    `_holder` giving up early; seen to fail."""
+
+    def fn(v, s):
+        surrogates = [s * 3.0**i for i in range(7)]
+        return functools.reduce(operator.sub, (s.detach() for s in surrogates[::-1]), functools.reduce(operator.add, surrogates, v))
+
+    assert [site.value.name for site in sites(fn, 2)] == ["add_5", "add_4", "add_3", "add_2", "add_1", "add", "v_1"]
+
+
+def test_the_search_for_a_value_ends(monkeypatch):
+    """Given a site whose value no node holds, in a sum of hundreds, no more nodes are looked at than `_holder` says. Broken by: a
+    search through the whole sum, which makes the cost of a graph quadratic; seen to fail."""
+
+    def fn(v, s, t):
+        for _ in range(100):
+            v = v + v.sin()
+        return ((v + s) + t.detach()) - s.detach()
+
+    asked, totals = [], Form.totals
+    monkeypatch.setattr(Form, "totals", lambda form: asked.append(form) or totals(form))
+    (site,) = sites(fn)
+    assert site.refusal.startswith("no node of the graph holds") and len(asked) <= 1 + 4 * LIMIT
 
 
 def test_the_backward_is_not_looked_at():
