@@ -23,6 +23,7 @@ from .values import COPIES, MARKERS, Values, aten, is_cast, tensor
 
 # Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
 LIMIT = 16
+ONE = -1  # the value number and the spelling of the Python number 1, which no node has
 
 Term = tuple[int, Fraction]  # (value number of the atom, scale > 0)
 Counts = dict[int, int]  # spelling of the atom -> times added less times subtracted
@@ -90,7 +91,7 @@ def atom(values: Values, argument: Any) -> Form:
     """A node, or the number 1 for a Python number, as one opaque term."""
     if isinstance(argument, Node):
         return Form({(values.number[argument], Fraction(1)): {values.spelling[argument]: 1}})
-    return Form({(-1, abs(Fraction(argument))): {-1: 1 if argument > 0 else -1}} if argument else {})
+    return Form({(ONE, abs(Fraction(argument))): {ONE: 1 if argument > 0 else -1}} if argument else {})
 
 
 def combine(values: Values, parts: list[tuple[float, Any, Form]], marked: bool) -> tuple[Form, bool]:

@@ -231,6 +231,6 @@ def _operands(node: Node) -> Iterator[tuple[tuple[float, Node], tuple[float, Nod
     """Both orders of the signed operands of an add or subtract of two tensors; nothing for any other node."""
     node = without_markers(node)
     parts = addends(node) if node.target in (aten.add.Tensor, aten.sub.Tensor) else []
-    if len(parts) == 2 and all(isinstance(a, Node) and abs(c) == 1 for c, a in parts):
+    if len(parts) == 2 and all(isinstance(a, Node) for _, a in parts):
         yield parts[0], parts[1]
         yield parts[1], parts[0]

@@ -161,6 +161,19 @@ def test_the_casts_of_a_surrogate_round_each(merged):
     assert surrogate.name == "s_1" and chain == dtypes[:2]
 
 
+def test_a_cast_that_another_pass_changed_is_taken_as_it_is():
+    """Given a surrogate whose last cast is to another dtype than when it was tagged. Broken by: `_ahead_of_last_cast` going by the
+    casts of the tag; seen to fail."""
+    fn = lambda v, s: v + ((seed := s.to(torch.bfloat16)) - seed.detach())  # noqa: E731
+    graph = tagged(fn, torch.randn(4), torch.randn(4))
+    (cast,) = graph.find_nodes(op="call_function", target=aten._to_copy.default)
+    cast.kwargs = {"dtype": torch.float16}
+    for node in [cast, *cast.users]:
+        node.meta["val"] = node.meta["val"].half()
+    (outcome,) = fuse(graph)
+    assert (outcome.action, outcome.result.args[1].name, outcome.result.args[3]) == ("fused", "s_1", torch.float16)
+
+
 def test_a_cast_from_whole_numbers_is_not_looked_behind():
     """Given a surrogate cast from integers, the operator casts no integers. Broken by: `cast_chain` going on to them."""
 

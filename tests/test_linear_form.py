@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ste_compile.passes import cancel, number_values, recognise, replace
-from ste_compile.passes.linear_form import LIMIT, LINEAR, addends
+from ste_compile.passes.linear_form import LIMIT, LINEAR, addends, atom
 from ste_compile.passes.recognise import ZERO_THROUGH, _visit, _Walk
 from ste_compile.passes.values import is_cast, is_pure
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -175,6 +175,15 @@ def test_a_product_or_a_sum_of_whole_numbers_is_an_atom():
     graph = torch.fx.Graph()
     x, n = placeholder(graph, "x", X), placeholder(graph, "n", X.long())
     assert not addends(call(graph, aten.mul.Tensor, x, x)) and not addends(call(graph, aten.add.Tensor, n, n))
+
+
+@pytest.mark.parametrize("number", (3, -3, 0.5, -0.5, 0))
+def test_a_number_is_so_many_times_one(number):
+    """Given a Python number, its form is one term that no node holds, with its sign, and none for 0. Broken by: the sign or the
+    size of a number in `atom`; seen to fail."""
+    totals = atom(number_values(torch.fx.Graph()), number).totals()
+    assert sum(scale * total for (_, scale), total in totals.items()) == number and len(totals) == bool(number)
+    assert all(n < 0 < scale for n, scale in totals)
 
 
 @pytest.mark.parametrize("number", (math.inf, -math.inf, math.nan, True))

@@ -69,6 +69,12 @@ def test_a_node_is_named_after_its_operator():
     assert [each.name for each in traced.graph.nodes] == ["h_1", "s_1", "neg", "convert_element_type", "exp", "output"]
 
 
+def test_a_value_is_not_negated_unless_asked():
+    traced = graph_of(lambda h, s: (h + s).exp(), H, H)
+    h, _, add, *_ = traced.graph.nodes
+    assert replace_with_value(traced.graph, add, h) == (h, {add})
+
+
 @pytest.mark.parametrize("shape", ((), (4,), (3, 4)))
 def test_a_number_is_put_in_with_the_dtype_and_the_shape_of_the_sum(shape):
     """Broken by: the sizes, the sign, the dtype or the device of `full`; seen to fail."""
