@@ -8,6 +8,10 @@ The tests run once on the passes as they are, to learn which statements each exe
 statement (all of them where it is executed by the import), those that killed most so far and take least first, up to
 `--seconds`, in a fork of one process that has imported torch but not the passes. It is killed by a failing test or by a timeout.
 Mutants of annotations, docstrings and `__all__` are left out: nothing evaluates them. Survivors are printed as diffs.
+
+Seen on torch 2.13.0, `--seconds 25`: of the first 564 of `--seed 0`, 501 were killed (88.8%), and their survivors got tests; after
+that, of the first 100 of `--seed 1`, 92. `defer.py` is newer than both. What survives is mostly equivalent (`is` for `==`), words
+of a message, or a matter of speed.
 """
 
 from __future__ import annotations
