@@ -253,7 +253,7 @@ def test_the_site_a_difference_flows_from_is_named(monkeypatch):
 def test_a_pass_that_loses_a_gradient_is_found(inputs, monkeypatch):
     """Given a cancel that forgets to keep a surrogate's backward, here by cutting the site from all that follows it."""
 
-    def run_joint(graph, numerics, original=backends.run_joint):
+    def run_joint(graph, numerics, deferred, original=backends.run_joint):
         original(graph, numerics)
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.tanh_backward.default):
             node.replace_all_uses_with(node.args[0])
@@ -384,7 +384,7 @@ def test_a_program_prints_as_code_that_runs():
 def test_the_oracle_finds_a_rewrite_that_loses_a_value(numerics, monkeypatch):
     """Given a pass that puts another value in a site's place, the oracle differs, beyond what Inductor's last bits may."""
 
-    def run_joint(graph, level, original=backends.run_joint):
+    def run_joint(graph, level, deferred, original=backends.run_joint):
         original(graph, level)
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.add.Scalar):
             node.update_arg(1, 2**-16)
