@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, find, given, settings
 from torch import nn
 
-from ste_compile import _torch, backends
+from ste_compile import _torch, backends, hooks
 from ste_compile.testing import assert_equivalent, bitwise_equal, ulp_distance
 from ste_compile.testing import equivalence as equivalence_module
 from ste_compile.testing.check import Difference, check
@@ -384,12 +384,13 @@ def test_a_program_prints_as_code_that_runs():
 def test_the_oracle_finds_a_rewrite_that_loses_a_value(numerics, monkeypatch):
     """Given a pass that puts another value in a site's place, the oracle differs, beyond what Inductor's last bits may."""
 
-    def run_joint(graph, level, deferred, original=backends.run_joint):
+    def run_joint(graph, level, deferred=True, original=backends.run_joint):
         original(graph, level)
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.add.Scalar):
             node.update_arg(1, 2**-16)
 
-    monkeypatch.setattr(backends, "run_joint", run_joint)
+    for module in (backends, hooks):
+        monkeypatch.setattr(module, "run_joint", run_joint)
     program = drawn([])
     assert program.sites()
     for checked in (check, check_traced, partial(check, levels=[numerics], backend="ste")):
