@@ -1,5 +1,8 @@
 """What is generated for a GPU, as text: seen on any machine when it changes."""
 
+import concurrent.futures
+import multiprocessing
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,10 +16,22 @@ if not torch.__version__.startswith("2.13."):
 
 from .triton_source import triton_source
 
+
+@pytest.fixture(scope="module")
+def generated():
+    """`triton_source` in a process of its own: torch remembers for good whether there is a device and a Triton to run on it."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield lambda *args: process.submit(triton_source, *args).result()
+
+
 BARE = [((1 << 20,), torch.bfloat16), ((1 << 20,), torch.float32)]
 BLOCK = [
     ((8, 16, 32, 32), torch.bfloat16), ((16, 16, 3, 3), torch.bfloat16), ((16, 16, 3, 3), torch.float32), ((16,), torch.float32)
 ]  # fmt: skip
+
+
+def reassociated(x, q):
+    return x + (q.to(x.dtype) - x).detach()
 
 
 def block(h, w, seed_weight, seed_bias):
@@ -25,8 +40,8 @@ def block(h, w, seed_weight, seed_bias):
     return ste_compile.ste_forward(h, F.gelu(F.conv2d(h.float(), seed_weight, seed_bias, padding=1)))
 
 
-def test_the_bare_operator_is_one_kernel_that_rounds_in_a_register():
-    assert_expected_inline(triton_source(ste_compile.ste_forward, BARE, "exact"), """\
+def test_the_bare_operator_is_one_kernel_that_rounds_in_a_register(generated):
+    assert_expected_inline(generated(ste_compile.ste_forward, BARE, "exact"), """\
 def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 1048576
     xoffset = tl.program_id(0) * XBLOCK
@@ -44,8 +59,8 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr
 triton_poi_fused_0.run(arg0_1, arg1_1, buf0, 1048576, stream=raw_stream0)""")
 
 
-def test_a_reassociated_site_rounds_every_intermediate():
-    assert_expected_inline(triton_source(lambda x, q: x + (q.to(x.dtype) - x).detach(), BARE, "exact"), """\
+def test_a_reassociated_site_rounds_every_intermediate(generated):
+    assert_expected_inline(generated(reassociated, BARE, "exact"), """\
 def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 1048576
     xoffset = tl.program_id(0) * XBLOCK
@@ -68,8 +83,8 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr
 triton_poi_fused_0.run(arg1_1, arg0_1, buf0, 1048576, stream=raw_stream0)""")
 
 
-def test_the_bare_operator_cancels_to_a_copy():
-    assert_expected_inline(triton_source(ste_compile.ste_forward, BARE, "finite"), """\
+def test_the_bare_operator_cancels_to_a_copy(generated):
+    assert_expected_inline(generated(ste_compile.ste_forward, BARE, "finite"), """\
 def triton_poi_fused_0(in_ptr0, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 1048576
     xoffset = tl.program_id(0) * XBLOCK
@@ -84,8 +99,8 @@ def triton_poi_fused_0(in_ptr0, out_ptr0, xnumel, XBLOCK : tl.constexpr):
 triton_poi_fused_0.run(arg0_1, buf0, 1048576, stream=raw_stream0)""")
 
 
-def test_a_block_under_exact_joins_the_seed_in_the_kernel_of_its_gelu():
-    assert_expected_inline(triton_source(block, BLOCK, "exact"), """\
+def test_a_block_under_exact_joins_the_seed_in_the_kernel_of_its_gelu(generated):
+    assert_expected_inline(generated(block, BLOCK, "exact"), """\
 def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 131072
     xoffset = tl.program_id(0) * XBLOCK
@@ -137,8 +152,8 @@ buf2 = extern_kernels.convolution(buf1, arg2_1, stride=(1, 1), padding=(1, 1), d
 triton_poi_fused_1.run(buf3, arg0_1, buf2, arg3_1, 131072, stream=raw_stream0)""")
 
 
-def test_a_block_under_finite_has_no_seed():
-    assert_expected_inline(triton_source(block, BLOCK, "finite"), """\
+def test_a_block_under_finite_has_no_seed(generated):
+    assert_expected_inline(generated(block, BLOCK, "finite"), """\
 def triton_poi_fused_0(in_out_ptr0, in_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 131072
     xoffset = tl.program_id(0) * XBLOCK
