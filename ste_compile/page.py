@@ -218,7 +218,7 @@ def _layers(site: Site) -> tuple[list[list[Any]], list[list[Any]]]:
     graph = networkx.DiGraph(site.edges)
     graph.add_node(site.node)
     from_below = networkx.topological_generations(graph.reverse(copy=False))
-    depth = {node: i for i, layer in enumerate(from_below) for node in layer}
+    depth: dict[Any, Any] = {node: i for i, layer in enumerate(from_below) for node in layer}
     chains = [[a, *((a, b, i) for i in range(depth[a] - 1, depth[b], -1)), b] for a, b in graph.edges]
     depth |= {place: place[2] for chain in chains for place in chain[1:-1]}
     layers = [[n for n in depth if depth[n] == d] for d in range(max(depth.values()), -1, -1)]
@@ -228,7 +228,7 @@ def _layers(site: Site) -> tuple[list[list[Any]], list[list[Any]]]:
         at = {n: (i + 0.5) / len(neighbours) for i, n in enumerate(neighbours)}
         here = {n: (i + 0.5) / len(layer) for i, n in enumerate(layer)}
         near = {n: [at[m] for m in joined[n] if m in at] or [here[n]] for n in layer}
-        layer.sort(key=lambda n, near=near: sum(near[n]) / len(near[n]))
+        layer.sort(key={n: sum(at) / len(at) for n, at in near.items()}.__getitem__)
     return layers, chains
 
 

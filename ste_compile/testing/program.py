@@ -84,7 +84,9 @@ class Program:
             filename = self.filename.replace("program", "oracle")
 
         def site(number: int, expression: Tensor, value: Callable[[], Tensor]) -> Tensor:
-            return Cancelled.apply(expression, value().detach()) if number in cancelled else expression
+            if number not in (cancelled or ()):
+                return expression
+            return Cancelled.apply(expression, value().detach())  # type: ignore[no-untyped-call, no-any-return]
 
         def at(number: int) -> None:
             torch.fx.traceback.current_meta["stack_trace"] = f'File "{self.filename}", line {number}, in forward\n    '
@@ -92,7 +94,7 @@ class Program:
         namespace: dict[str, Any] = {"torch": torch, "F": F, "_site": site, "_at": at}
         exec(compile(source, filename, "exec"), namespace)
         linecache.cache[filename] = len(source), None, source.splitlines(True), filename
-        module = type("Model", (nn.Module,), {"forward": namespace["forward"]})()
+        module: nn.Module = type("Model", (nn.Module,), {"forward": namespace["forward"]})()
         torch.manual_seed(0)
         for name, expression in self.modules.items():
             setattr(module, name, eval(expression, {"torch": torch, "nn": nn}))
