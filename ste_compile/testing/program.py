@@ -84,9 +84,8 @@ class Program:
             filename = self.filename.replace("program", "oracle")
 
         def site(number: int, expression: Tensor, value: Callable[[], Tensor]) -> Tensor:
-            if number not in (cancelled or ()):
-                return expression
-            return Cancelled.apply(expression, value().detach())  # type: ignore[no-untyped-call, no-any-return]
+            apply: Callable[..., Tensor] = Cancelled.apply
+            return apply(expression, value().detach()) if number in (cancelled or ()) else expression
 
         def at(number: int) -> None:
             torch.fx.traceback.current_meta["stack_trace"] = f'File "{self.filename}", line {number}, in forward\n    '
