@@ -3,8 +3,10 @@
 import ast
 import doctest
 import importlib
+import inspect
 import pathlib
 import pkgutil
+import re
 
 import pytest
 
@@ -53,3 +55,32 @@ def test_public_names_have_docstrings_with_an_example():
         assert ">>>" in getattr(ste_compile.testing, name).__doc__
     for name in importlib.import_module("ste_compile.passes").__all__:
         assert getattr(importlib.import_module("ste_compile.passes"), name).__doc__
+
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ste_compile.__all__)
+def test_the_readme_has_a_section_for_each_public_name(name):
+    """With its parameters, in order, and their defaults.
+    Broken by a parameter that the section does not have."""
+    heading = re.search(rf"^### `ste_compile\.{name}(.*)`$", README, re.MULTILINE)
+    assert heading
+    if heading[1]:
+        signature = inspect.signature(getattr(ste_compile, name))
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.kind is not p.POSITIONAL_ONLY]
+        first = [p.replace(annotation=p.empty, kind=p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY]
+        assert heading[1].replace('"', "'") == str(inspect.Signature([*first, *bare]))
+
+
+def test_the_readme_has_no_integration_without_a_test():
+    """Each row of its table names tests, and each of them is there.
+    Broken by a test that is renamed."""
+    table = README.split("## Integrations")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    for row in rows:
+        named = re.findall(r"(test_\w+)\.py(?:::(test_\w+))?", row)
+        assert named, row
+        for module, test in named:
+            source = (ROOT / "tests" / f"{module}.py").read_text()
+            assert f"def {test or 'test_'}" in source, row
