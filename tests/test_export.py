@@ -47,7 +47,9 @@ def test_an_exported_program_keeps_its_markers(name, strict):
     surrogate is gone.
     Breaks if either form of the marker, `aten.detach` or `aten.alias`, or a site in `wrap_with_autocast`, is not seen; or if what export asserts of a cast's input keeps it."""
     x = torch.randn(4, 6)
-    program = torch.export.export(Seeded(EXPORTS[name]), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},), strict=strict)
+    program = torch.export.export(
+        Seeded(EXPORTS[name]), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},), strict=strict
+    )
     for each in (program, program.run_decompositions()):
         compiled = torch.compile(each.module(), backend="ste_aot_eager", options={"numerics": "algebraic"}, fullgraph=True)
         with ste_compile.collect() as recorder, torch.no_grad():
@@ -120,7 +122,9 @@ def test_a_package_runs_without_this_one(numerics, tmp_path):
         v, s = torch.randn(5, 16), torch.randn(5, 16)
     args = torch.randn(4, 16), v, s
     rows = torch.export.Dim("rows", min=4, max=64)
-    program = torch.export.export(model, (args[0], torch.randn(9, 16), torch.randn(9, 16)), dynamic_shapes=(None, {0: rows}, {0: rows}))
+    program = torch.export.export(
+        model, (args[0], torch.randn(9, 16), torch.randn(9, 16)), dynamic_shapes=(None, {0: rows}, {0: rows})
+    )
     options = ste_compile.inductor_options(numerics=numerics, options={"fallback_random": True})
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"), inductor_configs=options)
     torch.save(args, tmp_path / "args.pt")
@@ -132,7 +136,9 @@ def test_a_package_runs_without_this_one(numerics, tmp_path):
     if numerics == "exact":
         assert all(map(bitwise_equal, results[:2], wanted[:2]))
     assert (results[0] == wanted[0]).logical_or(wanted[0].isnan()).all()
-    torch.testing.assert_close(results[2:], wanted[2:], rtol=1e-5, atol=1e-6, equal_nan=True)  # a linear layer in the order of another library
+    torch.testing.assert_close(
+        results[2:], wanted[2:], rtol=1e-5, atol=1e-6, equal_nan=True
+    )  # a linear layer in the order of another library
     shipped = b"".join(zipfile.ZipFile(package).read(name) for name in zipfile.ZipFile(package).namelist())
     weights = [model.host.weight, model.seed[0].weight, model.seed[2].weight]
     assert [weight.detach().numpy().tobytes() in shipped for weight in weights] == [True, *[numerics == "exact"] * 2]
