@@ -53,7 +53,7 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred:
 
 def _drop_assertions(graph: Graph) -> None:
     """`torch.export` asserts, ahead of each cast, what it casts: it would keep a surrogate alive. It held of the fake values, and
-    Inductor checks it no more than that (2.11 to 2.14)."""
+    Inductor checks it no more than that (2.13)."""
     for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
         graph.erase_node(node)
 

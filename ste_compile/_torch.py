@@ -135,7 +135,7 @@ def parameter_indices(gm: GraphModule) -> frozenset[int]:
 
 def backward_is_traced() -> bool:
     """Whether compiled autograd has Dynamo trace backward graphs once more. It breaks the graph where it meets `invoke_subgraph`
-    (2.11 to 2.14)."""
+    (2.13)."""
     return bool(dynamo_config.compiled_autograd)
 
 
