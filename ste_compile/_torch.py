@@ -6,29 +6,60 @@ A name that moves between versions is mended here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import pkgutil
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._dynamo import config as dynamo_config
-from torch._dynamo import utils as dynamo_utils
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch import config as functorch_config
-from torch._functorch._aot_autograd.descriptors import GradAOTOutput
-from torch._functorch.aot_autograd import aot_export_joint_simple
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor import config as inductor_config
-from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
-from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
 from torch.fx import Graph, GraphModule, Node
+from torch.torch_version import TorchVersion
 
-ROUNDS_ON_REQUEST = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
+OLDEST, NEWEST = "2.11", "2.14"  # a newer one is tried, as long as it has every name
 
-# What `torch.compile(backend="inductor")` wraps its `mode` and `options` in: checks them, and merges them into a config.
-InductorBackend: Any = torch._TorchCompileInductorWrapper
+try:
+    from torch import _TorchCompileInductorWrapper as InductorBackend  # wraps, checks and merges Inductor's `mode` and `options`
+    from torch._dynamo import config as dynamo_config
+    from torch._dynamo import utils as dynamo_utils
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch import config as functorch_config
+    from torch._functorch._aot_autograd.descriptors import GradAOTOutput
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor import config as inductor_config
+    from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
+    from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
+except ImportError as error:  # a model may import `ste_forward`, which needs none of them, and run in eager
+    LACKING = str(error)
+    CustomGraphPass = CustomPartitionerFn = object  # type: ignore[assignment, misc]
+else:
+    LACKING = ""
+
+SETTINGS = (
+    "torch._dynamo.config:compiled_autograd",
+    "torch._functorch.config:activation_memory_budget",
+    "torch._inductor.config:custom_partitioner_fn",
+    "torch._inductor.config:joint_custom_pre_pass",
+    "torch._inductor.config:post_grad_custom_pre_pass",
+)
+# Used by what runs inside Inductor, and imported there: it takes seconds.
+INDUCTOR = (
+    "torch._guards:CompileContext.current_compile_id",
+    "torch._guards:TracingContext.try_get",
+    "torch._inductor.graph:GraphLowering.decide_layout_opt",
+    "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
+    "torch._inductor.ir:ExternKernel.realize_input",
+    "torch._inductor.ir:Pointwise.create",
+    "torch._inductor.lowering:lowerings",
+    "torch._inductor.lowering:register_lowering",
+    "torch._inductor.virtualized:V",
+    "torch._inductor.virtualized:ops",
+)
+
+ROUNDS_ON_REQUEST = TorchVersion(torch.__version__) >= "2.13"
 
 __all__ = [
     "CustomGraphPass",
@@ -36,7 +67,9 @@ __all__ = [
     "InductorBackend",
     "Kernel",
     "aot_autograd",
+    "backward_is_traced",
     "channels_last",
+    "check",
     "compilation",
     "compile_id",
     "compiled_apart",
@@ -53,11 +86,30 @@ __all__ = [
     "parameter_indices",
     "partition_again",
     "rounded_to",
+    "run_after",
     "saved",
     "trace_artifact",
     "trace_enabled",
     "uncompiled",
 ]
+
+
+def check(names: Sequence[str] = ()) -> None:
+    """Raise a `RuntimeError`, ahead of whatever would fail on it, where this torch is too old, or lacks a name that this file
+    imports or a setting it makes, or one of `names`."""
+    lacking = LACKING or next(filter(_is_missing, (*SETTINGS, *names)), "").replace(":", ".")
+    if lacking or TorchVersion(torch.__version__) < OLDEST:
+        found = f"this is torch {torch.__version__}{lacking and f', which lacks a private name: {lacking}'}"
+        raise RuntimeError(f"ste-compile needs torch {OLDEST} or newer, and has been tried up to {NEWEST}; {found}")
+
+
+@functools.cache
+def _is_missing(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return True
+    return False
 
 
 def compilation() -> Any:
@@ -76,6 +128,12 @@ def parameter_indices(gm: GraphModule) -> frozenset[int]:
     inputs = gm.graph.find_nodes(op="placeholder")
     tagged = (node.meta.get("tensor_dict", {}) for node in inputs)
     return frozenset(i for i, tags in enumerate(tagged) if "_dynamo_static_input_type" in tags)
+
+
+def backward_is_traced() -> bool:
+    """Whether compiled autograd has Dynamo trace backward graphs once more. It breaks the graph where it meets `invoke_subgraph`
+    (2.13)."""
+    return bool(dynamo_config.compiled_autograd)
 
 
 def partition_again(joint: GraphModule, results: int) -> tuple[GraphModule, GraphModule]:
@@ -205,6 +263,16 @@ def is_stored(x: Any) -> bool:
     return isinstance(x, (ir.InputBuffer, ir.ExternKernel))
 
 
+def run_after(x: Any, effects: Sequence[Any]) -> None:
+    """Have the scheduler compute an Inductor value in a kernel of its own, after `effects`, which are not dead then (2.11 on)."""
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    x.realize()
+    names = {ir.ExternKernel.realize_input(each).get_name() for each in effects}
+    V.graph.additional_star_deps[x.data.data.get_operation_name()].update(names)
+
+
 def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """`x`, held in fp32 by an Inductor kernel, rounded to the 16-bit `dtype` and held in fp32 again.
 
@@ -224,6 +292,7 @@ def compiling_alone() -> Iterator[None]:
     code was compiled too often, and under Inductor too random operators draw eager's numbers and 16-bit results are rounded where
     eager rounds them. Inductor else decides that anew in each kernel it fuses, so that no two graphs compare: a last bit becomes
     a step in a quantiser."""
+    check()
     with (
         functorch_config.patch(enable_autograd_cache=False),
         inductor_config.patch(fx_graph_cache=False, fallback_random=True, emulate_precision_casts=True),

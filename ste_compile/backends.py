@@ -31,6 +31,7 @@ class Backend:
     def __call__(
         self, gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Callable[..., Any]:
+        _torch.check()
         options = dict(options or {})
         if (asked := options.pop("numerics", self.numerics)) != self.numerics:
             raise ValueError(f"this backend's level is {self.numerics!r}; options={{'numerics': {asked!r}}} needs backend='ste'")
@@ -94,6 +95,7 @@ def ste_aot_eager(
 
     `options` may hold `numerics`, `deferred` and `dump`; `mode` is ignored, as by torch's `aot_eager`.
     """
+    _torch.check()
     options = dict(options or {})
     numerics = levels.check(options.pop("numerics", "exact"))
     recorders = dump.recorders(options.pop("dump", None))

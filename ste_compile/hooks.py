@@ -29,7 +29,9 @@ JOINT, PARTITION, POST_GRAD = "joint_custom_pre_pass", "custom_partitioner_fn", 
 
 
 def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
-    """Recognise, cancel and tag, in place: what happens to a joint or inference graph."""
+    """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Nothing is deferred to a backward that
+    could not run it in a region."""
+    deferred = deferred and not _torch.backward_is_traced()
     known = guarded(record.begin, graph, numerics, dump.recorders())
     sites = _chosen(recognise(graph))
     outcomes = _reported(cancel(graph, sites, numerics, deferred=deferred))
@@ -109,11 +111,12 @@ class JointPass(_torch.CustomGraphPass):
         self.numerics, self.deferred = numerics, deferred
 
     def __call__(self, graph: Graph) -> None:
+        _torch.check(_torch.INDUCTOR)
         guarded(run_joint, graph, self.numerics, self.deferred)
 
     def uuid(self) -> Any:
         identity = _uuid()
-        return identity and (identity, self.numerics, self.deferred)
+        return identity and (identity, self.numerics, self.deferred, _torch.backward_is_traced())
 
 
 class Partitioner(_torch.CustomPartitionerFn):
@@ -185,10 +188,12 @@ def inductor_options(
     Raises:
         ValueError: `numerics` is not a level.
         TypeError: `deferred` is not a bool.
+        RuntimeError: this torch is not supported.
 
         >>> sorted(inductor_options(numerics="finite", options={"max_autotune": False}))
         ['custom_partitioner_fn', 'joint_custom_pre_pass', 'max_autotune', 'post_grad_custom_pre_pass']
     """
+    _torch.check()
     check_deferred(deferred)
     merged = dict(options or {})
     theirs = {hook: merged.get(hook, getattr(_torch.inductor_config, hook)) for hook in (JOINT, PARTITION, POST_GRAD)}

@@ -30,7 +30,8 @@ class _Value:
 
 
 def register() -> None:
-    """Teach Inductor both operators; called when a graph first needs them, so that importing the package changes nothing."""
+    """Teach Inductor the operators; called when a graph first needs them, so that importing the package changes nothing. None may
+    be left to its Python kernel: what AOTInductor packages runs where there is no Python."""
     ir, ops, lowerings, register_lowering = _torch.inductor_ir()
     namespace = torch.ops.ste_compile
     if namespace.straight_through.default in lowerings:
@@ -68,6 +69,11 @@ def register() -> None:
     def rounded(x: Any) -> Any:
         return pointwise(x, x.get_dtype(), reader(x))
 
+    def after(value: Any, effects: Any) -> Any:
+        copy = pointwise(value, value.get_dtype(), reader(value))
+        _torch.run_after(copy, effects)
+        return copy
+
     def straight_through(value: Any, surrogate: Any, order: str, dtype: torch.dtype | None = None) -> Any:
         read_value, read_surrogate = reader(value), reader(surrogate)
         dtype = dtype or surrogate.get_dtype()
@@ -80,4 +86,5 @@ def register() -> None:
         return pointwise(value, torch.promote_types(value.get_dtype(), dtype), value_at)
 
     register_lowering(namespace.rounded.default, type_promotion_kind=None)(rounded)
+    register_lowering(namespace.after.default, type_promotion_kind=None)(after)
     register_lowering(namespace.straight_through.default, type_promotion_kind=None, broadcast=True)(straight_through)
