@@ -18,7 +18,7 @@ from torch._dynamo import utils as dynamo_utils
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import config as functorch_config
 from torch._functorch._aot_autograd.descriptors import GradAOTOutput
-from torch._functorch.aot_autograd import aot_export_joint_simple
+from torch._functorch.aot_autograd import aot_export_joint_simple, get_aot_compilation_context
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
@@ -44,6 +44,7 @@ __all__ = [
     "compilation",
     "compile_id",
     "compiling_alone",
+    "cut_indices",
     "forward_outputs",
     "get_hash_for_files",
     "graph_break_reason",
@@ -64,14 +65,16 @@ __all__ = [
 
 
 def compilation() -> Any:
-    """The compilation under way, an object of its own also where a name comes again after a reset; None outside any. The backward
-    has its forward's, however late it is compiled."""
-    return torch._guards.CompileContext.current_compile_id()
+    """The compilation under way, by Dynamo's id and AOTAutograd's number, which never comes again: DDPOptimizer makes several of one
+    Dynamo graph. None outside any. The backward has its forward's, however late it is compiled."""
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    names, *_ = get_aot_compilation_context()  # ["0_forward"]
+    return compile_id and (compile_id, *(name.split("_")[0] for name in names))
 
 
 def compile_id() -> str:
     """Dynamo's name of the graph being compiled, "0/0"; "" outside a compilation."""
-    return str(compilation() or "")
+    return str(torch._guards.CompileContext.current_compile_id() or "")
 
 
 def parameter_indices(gm: GraphModule) -> frozenset[int]:
@@ -79,6 +82,15 @@ def parameter_indices(gm: GraphModule) -> frozenset[int]:
     inputs = gm.graph.find_nodes(op="placeholder")
     tagged = (node.meta.get("tensor_dict", {}) for node in inputs)
     return frozenset(i for i, tags in enumerate(tagged) if "_dynamo_static_input_type" in tags)
+
+
+def cut_indices(gm: GraphModule) -> frozenset[int]:
+    """Which inputs of a graph are computed in another part of the Dynamo graph that DDPOptimizer cut it from."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.ddp_optimizer_ctx is None:
+        return frozenset()
+    inputs = gm.graph.find_nodes(op="placeholder")
+    return frozenset(i for i, node in enumerate(inputs) if "grapharg" not in node.meta)  # which every input of Dynamo's has
 
 
 def partition_again(joint: GraphModule, results: int) -> tuple[GraphModule, GraphModule]:
