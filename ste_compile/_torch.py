@@ -65,8 +65,8 @@ __all__ = [
 
 
 def compilation() -> Any:
-    """The compilation under way, by Dynamo's id and AOTAutograd's number, which never comes again: DDPOptimizer makes several of one
-    Dynamo graph. None outside any. The backward has its forward's, however late it is compiled."""
+    """The compilation under way: Dynamo's id, and AOTAutograd's number, which never comes again and of which one Dynamo graph can
+    have several (DDPOptimizer). None outside any. The backward has its forward's, however late it is compiled."""
     compile_id = torch._guards.CompileContext.current_compile_id()
     names, *_ = get_aot_compilation_context()  # ["0_forward"]
     return compile_id and (compile_id, *(name.split("_")[0] for name in names))

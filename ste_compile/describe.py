@@ -12,7 +12,7 @@ from torch.fx import Graph, Node, map_arg
 from . import _torch, report, source
 from .passes import REGION, Site, cast_chain
 from .passes.replace import storages
-from .passes.values import COPIES, MARKERS, hint, is_cast, is_matmul, is_pure, tensor
+from .passes.values import COPIES, MARKERS, hint, is_cast, is_collective, is_matmul, is_pure, tensor
 
 SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
@@ -139,14 +139,28 @@ def notes(
     for each in inputs if started_by else ():
         if stays.isdisjoint(each.users):
             found.append(f"{each.name} comes from outside this graph: {started_by}; nothing upstream of it can be freed")
+    for node in dict.fromkeys(met for each in site.surrogates for met in _collectives(each, stays)):
+        found.append(f"{node.name} is a collective: every rank runs it, and what it needs, in the forward")
     for surrogate in dict.fromkeys(map(_behind_casts, site.surrogates)):
-        if surrogate.op == "placeholder" or surrogate not in stays:
+        if surrogate.op == "placeholder" or surrogate not in stays or is_collective(surrogate):
             continue
         elif not is_pure(surrogate):
             found.append(f"surrogate {surrogate.name} is random, or changes something: it stays in the forward")
         else:
             found.append(f"surrogate {surrogate.name} stays: the forward also uses it {_elsewhere(surrogate, stays)}")
     return tuple(found)
+
+
+def _collectives(surrogate: Node, stays: Set[Node]) -> Iterator[Node]:
+    """The collectives behind a surrogate that stay in the forward for nobody else."""
+    stack, seen = [surrogate], {surrogate}
+    while stack:
+        node = stack.pop()
+        if node not in stays:
+            stack += (below := [below for below in node.all_input_nodes if below not in seen])
+            seen.update(below)
+        elif is_collective(node) and stays.isdisjoint(node.users):
+            yield node
 
 
 def _behind_casts(node: Node) -> Node:
