@@ -86,8 +86,8 @@ def _is_still(node: Node) -> bool:
 
 
 def is_collective(node: Node) -> bool:
-    """Whether the ranks of a job meet in an operator: one that dropped or moved it alone would leave the others waiting. (FX knows
-    of an effect only in the `wait_tensor` that most of them end with, 2.11 to 2.14.)"""
+    """Whether the ranks of a job meet in an operator: one that dropped or moved it alone would leave the others waiting. (To FX,
+    only the `wait_tensor` that most of them end with has an effect, 2.11 to 2.14.)"""
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in ("_c10d_functional", "_dtensor")
 
 

@@ -139,8 +139,9 @@ def notes(
     for each in inputs if started_by else ():
         if stays.isdisjoint(each.users):
             found.append(f"{each.name} comes from outside this graph: {started_by}; nothing upstream of it can be freed")
-    for node in dict.fromkeys(met for each in site.surrogates for met in _collectives(each, stays)):
-        found.append(f"{node.name} is a collective: every rank runs it, and what it needs, in the forward")
+    for each in dict.fromkeys((*site.surrogates, *(below for node in freed for below in node.all_input_nodes))):
+        if is_collective(each) and each in stays and stays.isdisjoint(each.users):  # it stays, and for nobody else
+            found.append(f"{each.name} is a collective: every rank runs it, and what it needs, in the forward")
     for surrogate in dict.fromkeys(map(_behind_casts, site.surrogates)):
         if surrogate.op == "placeholder" or surrogate not in stays or is_collective(surrogate):
             continue
@@ -149,18 +150,6 @@ def notes(
         else:
             found.append(f"surrogate {surrogate.name} stays: the forward also uses it {_elsewhere(surrogate, stays)}")
     return tuple(found)
-
-
-def _collectives(surrogate: Node, stays: Set[Node]) -> Iterator[Node]:
-    """The collectives behind a surrogate that stay in the forward for nobody else."""
-    stack, seen = [surrogate], {surrogate}
-    while stack:
-        node = stack.pop()
-        if node not in stays:
-            stack += (below := [below for below in node.all_input_nodes if below not in seen])
-            seen.update(below)
-        elif is_collective(node) and stays.isdisjoint(node.users):
-            yield node
 
 
 def _behind_casts(node: Node) -> Node:

@@ -32,7 +32,7 @@ _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders
 _inputs: ContextVar[tuple[frozenset[int], frozenset[int]]] = ContextVar("ste_compile_inputs", default=(frozenset(), frozenset()))
 _recent: deque[Record] = deque(maxlen=64)  # a graph may be compiled long after its joint graph; its record must still be there
 _ids = itertools.count()
-CUT = report.Break("", 0, "DDPOptimizer's between two buckets of gradients (`bucket_cap_mb`, `torch._dynamo.config.optimize_ddp`)")
+CUT = report.Break("", 0, "DDPOptimizer's between buckets of gradients (`bucket_cap_mb`, `torch._dynamo.config.optimize_ddp`)")
 VIEWS = ["stock forward", "forward", "stock inference", "inference", "before", "after", "stock backward", "backward"]
 
 
