@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ste_compile
 
-WIDTH, HEADS, BLOCKS, BATCH = 128, 4, 3, 128
+WIDTH, HEADS, BATCH = 128, 4, 128
 COMMAND = "torchrun --nproc-per-node 2 examples/distributed.py --parallel ddp"
 
 
@@ -62,11 +62,11 @@ class Block(nn.Module):
 class Host(nn.Module):
     """Reads an image as eight rows of eight pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.embed, self.head = nn.Linear(8, WIDTH, bias=False), nn.Linear(WIDTH, 10, bias=False)
         self.place = nn.Parameter(torch.randn(8, WIDTH) / 8)
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.embed(images) + self.place
@@ -187,11 +187,12 @@ def main() -> None:
     parser.add_argument("--parallel", choices=PARALLEL, default="ddp", help="data, fully sharded or tensor parallel (ddp)")
     parser.add_argument("--numerics", choices=("exact", "finite", "algebraic"), default="finite", help="the level (finite)")
     parser.add_argument("--steps", type=int, default=30, help="training steps of each contestant, 2 or more (30)")
+    parser.add_argument("--blocks", type=int, default=3, help="blocks of the host, each with a seed (3)")
     arguments = parser.parse_args()
     if "RANK" not in os.environ:
         parser.error(f"this is one rank of a job; torchrun starts them all: {COMMAND}")
-    if arguments.steps < 2:
-        parser.error(f"--steps must be 2 or more, got {arguments.steps}")
+    if arguments.steps < 2 or arguments.blocks < 1:
+        parser.error(f"--steps must be 2 or more and --blocks 1, got {arguments.steps} and {arguments.blocks}")
     ranks, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if arguments.parallel == "tp" and HEADS % ranks:
         parser.error(f"--parallel tp splits {HEADS} heads evenly: --nproc-per-node 1, 2 or 4, got {ranks} ranks")
@@ -203,7 +204,7 @@ def main() -> None:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         torch.manual_seed(0)
-        model = Host().to(device)
+        model = Host(arguments.blocks).to(device)
         backends = {"eager": None, "stock": "inductor", arguments.numerics: ste_compile.backend(numerics=arguments.numerics)}
         contestants = [Contestant(name, model, arguments.parallel, device, backend) for name, backend in backends.items()]
         data = batches(arguments.steps, arguments.parallel, device)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -70,6 +70,15 @@ class Far(nn.Module):
         return ste_compile.ste_forward(h, seed)
 
 
+class Model(nn.Sequential):
+    """Blocks, one after another, in one graph: torch compiles no frame of its own modules."""
+
+    def forward(self, h):
+        for block in self:
+            h = block(h)
+        return h
+
+
 def ddp(model):
     return DistributedDataParallel(model, bucket_cap_mb=1)
 
@@ -99,14 +108,14 @@ MODELS = {  # name -> how it is distributed, and what of
 def train(model, backend=None, options=None):
     """Three steps of a fresh copy, every rank on data of its own where it is not tensor parallel: its losses and parameters."""
     torch._dynamo.reset()
-    whole = model
-    if backend and isinstance(model, nn.Sequential) and isinstance(model[0], torch.distributed.fsdp.FSDPModule):
+    whole, sharded = model, isinstance(model, FSDPModule)
+    if backend and sharded:
         for block in model:  # as torchtitan does
             block.compile(backend=backend, options=options)
     elif backend:
         model = torch.compile(model, backend=backend, options=options)
-    parallel = any(isinstance(p, DTensor) and not isinstance(whole[0], torch.distributed.fsdp.FSDPModule) for p in whole.parameters())
-    generator = torch.Generator().manual_seed(0 if parallel else dist.get_rank())
+    tensor_parallel = not sharded and any(isinstance(p, DTensor) for p in whole.parameters())
+    generator = torch.Generator().manual_seed(0 if tensor_parallel else dist.get_rank())
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for _ in range(3):
@@ -123,7 +132,7 @@ def trained(folder):
     results = {}
     for name, (distribute, blocks) in MODELS.items():
         torch.manual_seed(0)
-        model = nn.Sequential(*(block() for block in blocks))
+        model = Model(*(block() for block in blocks))
         runs = {"eager": (None, None)}
         for level in LEVELS:
             runs[level] = "ste_aot_eager", {"numerics": level, "dump": folder / "dumps" / name / level}

@@ -155,13 +155,21 @@ def test_explain_tells_the_parts_of_ddp_s_graph_apart(alone, monkeypatch):
     """Given two buckets, each graph has its own kernels and a backward of its own. Breaks if they are found by Dynamo's name of the
     graph, which the parts share."""
     monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4))
-    report = ste_compile.explain(nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1e-6), torch.randn(2, 4))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, h):
+            return self.two(self.one(h).sigmoid())
+
+    report = ste_compile.explain(nn.parallel.DistributedDataParallel(Model(), bucket_cap_mb=1e-6), torch.randn(2, 4))
     parts = [{part.kind: part for part in graph.parts} for graph in report.graphs]
     assert len(parts) == 2 and all(part.keys() == {"forward", "backward"} for part in parts)
     for part in parts:
         for each in part.values():
-            assert each.ours == each.stock  # there is no site
+            assert each.ours.kernels > 0 and each.ours == each.stock  # there is no site
 
 
 def test_dtensor_s_own_collectives_are_effects_too():
@@ -177,10 +185,10 @@ def test_the_example_runs_under_torchrun():
     """Breaks if tensor parallelism through Inductor gives other losses than stock, or keeps as much for the backward."""
     pytest.importorskip("sklearn")
     example = HERE.parent / "examples" / "distributed.py"
-    done = launch(str(example), "--parallel", "tp", "--steps", "2")
+    done = launch(str(example), "--parallel", "tp", "--steps", "2", "--blocks", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.split()}
-    assert rows["finite"][1:3] == rows["stock"][1:3] and rows["finite"][6:8] == ["3", "0"]  # losses; cancelled and fused
+    assert rows["finite"][1:3] == rows["stock"][1:3] and rows["finite"][6:8] == ["1", "0"]  # losses; cancelled and fused
     assert float(rows["finite"][5]) < float(rows["stock"][5])  # MiB saved
 
 
@@ -188,7 +196,6 @@ def test_the_example_runs_under_torchrun():
     ("arguments", "environment", "message"),
     (
         ((), {}, "torchrun starts them all: torchrun --nproc-per-node 2 examples/distributed.py"),
-        (("--steps", "1"), {"RANK": "0"}, "--steps must be 2 or more, got 1"),
         (("--parallel", "tp"), {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}, "splits 4 heads evenly"),
     ),
 )
