@@ -168,8 +168,8 @@ def table(contestants: list[Contestant], parallel: str) -> Table:
     eager, stock = contestants[:2]
     result = Table(
         title=f"{parallel}, rank 0 of {dist.get_world_size()}", title_justify="left", box=rich.box.SIMPLE,
-        caption="times: medians of interleaved steps; saved: for the backward; cancelled, fused: sites of the compiled graphs (fsdp's "
-        "equal blocks share one); parameters: distance from eager's, at the end",
+        caption="times: medians of interleaved steps; saved: for the backward; cancelled, fused: sites of the compiled graphs "
+        "(fsdp's equal blocks share one); parameters: distance from eager's, at the end",
     )  # fmt: skip
     for heading in ("", "first loss", "last loss", "step ms", "/stock", "saved MiB", "cancelled", "fused", "parameters"):
         result.add_column(heading, justify="right" if heading else "left")
