@@ -81,8 +81,8 @@ def is_pure(node: Node) -> bool:
     """Whether equal inputs give equal outputs and nothing else happens: what may be numbered, and dropped when unused."""
     if node.op == "get_attr":
         return True
-    if node.op != "call_function" or (node.is_impure() and not _is_still(node)):  # impure: mutates, is random, asserts
-        return False
+    if node.op != "call_function" or is_collective(node) or (node.is_impure() and not _is_still(node)):
+        return False  # (impure: mutates, is random, asserts)
     if isinstance(node.target, torch._ops.OpOverload):
         return True
     name = getattr(node.target, "__name__", "")  # arithmetic on symbolic sizes, and `getitem`
@@ -96,6 +96,12 @@ def _is_still(node: Node) -> bool:
     names = [each.name for each in node.target._schema.arguments]
     given = {**dict(zip(names, node.args)), **node.kwargs}
     return "dropout_p" in names and bool(given.get("dropout_p", 0.0) == 0.0)
+
+
+def is_collective(node: Node) -> bool:
+    """Whether the ranks of a job meet in an operator: one that dropped or moved it alone would leave the others waiting. (To FX,
+    only the `wait_tensor` that most of them end with has an effect, 2.11 to 2.14.)"""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in ("_c10d_functional", "_dtensor")
 
 
 def is_matmul(node: Node) -> bool:

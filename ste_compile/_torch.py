@@ -27,7 +27,7 @@ try:
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch import config as functorch_config
     from torch._functorch._aot_autograd.descriptors import GradAOTOutput
-    from torch._functorch.aot_autograd import aot_export_joint_simple
+    from torch._functorch.aot_autograd import aot_export_joint_simple, get_aot_compilation_context
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor_config
     from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
@@ -74,6 +74,7 @@ __all__ = [
     "compile_id",
     "compiled_apart",
     "compiling_alone",
+    "cut_indices",
     "forward_outputs",
     "get_hash_for_files",
     "graph_break_reason",
@@ -113,14 +114,16 @@ def _is_missing(name: str) -> bool:
 
 
 def compilation() -> Any:
-    """The compilation under way, an object of its own also where a name comes again after a reset; None outside any. The backward
-    has its forward's, however late it is compiled."""
-    return torch._guards.CompileContext.current_compile_id()
+    """The compilation under way: Dynamo's id, and AOTAutograd's number, which never comes again and of which one Dynamo graph can
+    have several (DDPOptimizer). None outside any. The backward has its forward's, however late it is compiled."""
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    names, *_ = get_aot_compilation_context()  # ["0_forward"]
+    return compile_id and (compile_id, *(name.split("_")[0] for name in names))
 
 
 def compile_id() -> str:
     """Dynamo's name of the graph being compiled, "0/0"; "" outside a compilation."""
-    return str(compilation() or "")
+    return str(torch._guards.CompileContext.current_compile_id() or "")
 
 
 def parameter_indices(gm: GraphModule) -> frozenset[int]:
@@ -134,6 +137,15 @@ def backward_is_traced() -> bool:
     """Whether compiled autograd has Dynamo trace backward graphs once more. It breaks the graph where it meets `invoke_subgraph`
     (2.13)."""
     return bool(dynamo_config.compiled_autograd)
+
+
+def cut_indices(gm: GraphModule) -> frozenset[int]:
+    """Which inputs of a graph are computed in another part of the Dynamo graph that DDPOptimizer cut it from."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.ddp_optimizer_ctx is None:
+        return frozenset()
+    inputs = gm.graph.find_nodes(op="placeholder")
+    return frozenset(i for i, node in enumerate(inputs) if "grapharg" not in node.meta)  # which every input of Dynamo's has
 
 
 def partition_again(joint: GraphModule, results: int) -> tuple[GraphModule, GraphModule]:

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node, map_arg
 from . import _torch, report, source
 from .passes import REGION, Site, cast_chain
 from .passes.replace import storages
-from .passes.values import COPIES, MARKERS, arg, fake, hint, is_cast, is_matmul, is_pure
+from .passes.values import COPIES, MARKERS, arg, fake, hint, is_cast, is_collective, is_matmul, is_pure
 
 SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
@@ -141,8 +141,11 @@ def notes(
     for each in inputs if started_by else ():
         if stays.isdisjoint(each.users):
             found.append(f"{each.name} comes from outside this graph: {started_by}; nothing upstream of it can be freed")
+    for each in dict.fromkeys((*site.surrogates, *(below for node in freed for below in node.all_input_nodes))):
+        if is_collective(each) and each in stays and stays.isdisjoint(each.users):  # it stays, and for nobody else
+            found.append(f"{each.name} is a collective: every rank runs it, and what it needs, in the forward")
     for surrogate in dict.fromkeys(map(_behind_casts, site.surrogates)):
-        if surrogate.op == "placeholder" or surrogate not in stays:
+        if surrogate.op == "placeholder" or surrogate not in stays or is_collective(surrogate):
             continue
         elif not is_pure(surrogate):
             found.append(f"surrogate {surrogate.name} is random, or changes something: it stays in the forward")

@@ -66,7 +66,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         _run(fn, args, kwargs, {**options, POST_FUSION: _plain(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
-            each.parts[kind] = counted | ours.totals.get((each.name, kind), Figures())
+            each.parts[kind] = counted | ours.totals.get((each.compilation, kind), Figures())
     stock = _StockMeter(recorder.records)
     hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
     _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
@@ -80,15 +80,15 @@ def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _Meter:
-    """What Inductor makes of each graph, by (compile id, kind)."""
+    """What Inductor makes of each graph, by (compilation, kind)."""
 
     def __init__(self) -> None:
-        self.totals: dict[tuple[str, str], Figures] = {}
+        self.totals: dict[tuple[Any, str], Figures] = {}
 
     def scheduled(self, nodes: Sequence[Any]) -> Sequence[Any]:
         """As Inductor's post-fusion pass: look, and change nothing."""
         kind, kernels, _ = _torch.kernels(nodes)
-        key, traffic = (_torch.compile_id(), kind), _traffic(kernels)
+        key, traffic = (_torch.compilation(), kind), _traffic(kernels)
         self.totals[key] = self.totals[key] + traffic if key in self.totals else traffic  # a region is a graph of its own
         return nodes
 
@@ -99,14 +99,14 @@ class _StockMeter:
     def __init__(self, records: Sequence[record.Record]) -> None:
         self.records = records
         self.marked = 0  # joint graphs met
-        self.current: dict[str, record.Record] = {}  # by stock's compile id
+        self.current: dict[Any, record.Record] = {}  # by stock's compilation
         self.frees: dict[Site, Figures] = defaultdict(lambda: NOTHING)
 
     def mark(self, graph: Graph) -> None:
         """As a joint pass: mark what each site keeps. Both compilations trace alike, node for node."""
         index, self.marked = self.marked, self.marked + 1
         if index < len(self.records) and [n.name for n in graph.nodes] == [n.name for n in self.records[index].graph.nodes]:
-            each = self.current[_torch.compile_id()] = self.records[index]
+            each = self.current[_torch.compilation()] = self.records[index]
             owner = {node.name: site for site, nodes in each.frees.items() for node in nodes}
             for node in graph.nodes:
                 if node.name in owner:
@@ -114,7 +114,7 @@ class _StockMeter:
 
     def count(self, graph: Graph) -> None:
         """As a post-grad pass: operators, matrix products, saved tensors."""
-        each = self.current.get(_torch.compile_id())
+        each = self.current.get(_torch.compilation())
         if each is None:
             return
         kind = record.kind_of(graph, each)
@@ -133,7 +133,7 @@ class _StockMeter:
     def scheduled(self, nodes: Sequence[Any]) -> Sequence[Any]:
         """As Inductor's post-fusion pass: kernels and their traffic."""
         kind, kernels, made_by = _torch.kernels(nodes)
-        if (each := self.current.get(_torch.compile_id())) is None:
+        if (each := self.current.get(_torch.compilation())) is None:
             return nodes
         each.stock[kind] = each.stock.get(kind, Figures()) | _traffic(kernels)
         for kernel in kernels if kind != "backward" else ():

@@ -3,7 +3,7 @@
 `ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
 s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor
 would hand on an fp32 register. `ste_compile::after(value, effects)` is a copy of `value`, made once `effects` are there. The
-passes insert them after autograd; importing this module registers them and nothing else.
+passes insert them after autograd; importing this module registers them, with their rules for DTensors, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import sharding
 
 # order -> its arithmetic, given add and subtract. IEEE addition commutes, so these are all there are with one value.
 ORDERS: dict[str, Callable[..., Any]] = {
@@ -99,3 +101,8 @@ def _cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 straight_through.register_autograd(_gradients, setup_context=_remember)
 rounded.register_autograd(lambda ctx, grad: grad)
+sharding.register({
+    straight_through._opoverload: sharding.pointwise,
+    rounded._opoverload: sharding.pointwise,
+    after._opoverload: sharding.as_it_is,
+})  # fmt: skip

@@ -29,9 +29,11 @@ from .passes.values import is_backward
 log = logging.getLogger("ste_compile")
 
 _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders", default=())
-_parameters: ContextVar[frozenset[int]] = ContextVar("ste_compile_parameters", default=frozenset())
+# Which inputs of the graph from Dynamo are parameters, and which come from a part that DDPOptimizer cut off.
+_inputs: ContextVar[tuple[frozenset[int], frozenset[int]]] = ContextVar("ste_compile_inputs", default=(frozenset(), frozenset()))
 _recent: deque[Record] = deque(maxlen=64)  # a graph may be compiled long after its joint graph; its record must still be there
 _ids = itertools.count()
+CUT = report.Break("", 0, "DDPOptimizer's between buckets of gradients (`bucket_cap_mb`, `torch._dynamo.config.optimize_ddp`)")
 VIEWS = ["stock forward", "forward", "stock inference", "inference", "before", "after", "stock backward", "backward"]
 
 
@@ -137,12 +139,12 @@ def recording(*recorders: Recorder) -> Iterator[None]:
 @contextlib.contextmanager
 def compiling(gm: GraphModule, recorders: Sequence[Recorder] = ()) -> Iterator[None]:
     """Around the compilation of a graph from Dynamo, which alone knows which of its inputs are parameters."""
-    token = _parameters.set(_torch.parameter_indices(gm))
+    token = _inputs.set((_torch.parameter_indices(gm), _torch.cut_indices(gm)))
     try:
         with recording(*recorders):
             yield
     finally:
-        _parameters.reset(token)
+        _inputs.reset(token)
 
 
 @contextlib.contextmanager
@@ -187,10 +189,11 @@ def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[
     """What was found and done in the graph that `record` began with."""
     record.sites = tuple(_translated(site, record.copied) for site in sites)
     record.outcomes = dict(enumerate(outcomes))
-    record.started_by = next(filter(None, map(_break_before, record.sites)), None)
+    parameters, cut = _inputs.get()
+    record.started_by = next(filter(None, map(_break_before, record.sites)), CUT if cut else None)
     cancelled = {index for index, outcome in record.outcomes.items() if outcome.action == "cancelled"}
-    inputs, known = record.graph.find_nodes(op="placeholder"), _parameters.get()
-    record.foreign = {node for i, node in enumerate(inputs) if i not in known}
+    inputs = record.graph.find_nodes(op="placeholder")
+    record.foreign = {node for i, node in enumerate(inputs) if (i in cut if record.started_by is CUT else i not in parameters)}
     outputs = _torch.forward_outputs(record.graph)
     record.owner = freed(record.graph, record.sites, cancelled, outputs)
     names = {node.name for node in record.graph.nodes}
@@ -243,7 +246,7 @@ def _record_of(outcomes: Sequence[Outcome]) -> Record | None:
     ids = {outcome.key[0] for outcome in outcomes if outcome.key}
     compilation = _torch.compilation()
     for record in reversed(_recent):
-        if record.id in ids if ids else compilation is not None and record.compilation is compilation:
+        if record.id in ids if ids else compilation is not None and record.compilation == compilation:
             return record
     return None
 

@@ -125,14 +125,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Break:
-    """Why Dynamo stopped capturing a graph, and where."""
+    """Why Dynamo stopped capturing a graph, and where; `file` is "" where no line of code is the reason."""
 
     file: str
     line: int
     reason: str
 
     def __str__(self) -> str:
-        return f"graph break at {self.file}:{self.line}, {self.reason}"
+        where = f" at {self.file}:{self.line}" if self.file else ""
+        return f"graph break{where}, {self.reason}"
 
 
 @dataclass(frozen=True)
