@@ -81,10 +81,13 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
         left.scatter(rows.flatten().tolist(), off.flatten().tolist(), s=4, color=compare.COLORS[result.name], label=result.name)
     left.set(xlabel="element of the codebook's row", ylabel="the decoder's input, less it", title="how far off the codebook")
     left.legend(frameon=False)
-    shares = [100 * result.measured["off the\ncodebook"] for result in results]
-    bars = right.bar([r.name for r in results], shares, color=[compare.COLORS[r.name] for r in results])
-    right.bar_label(bars, [f"{share:.1f}%" for share in shares])
-    right.set(ylabel="% of elements", title="elements off the codebook")
+    for side, column, alpha in ((-1, "off the\ncodebook", 1), (1, "off in\nfloat32", 0.45)):
+        shares = [100 * result.measured[column] for result in results]
+        at = [i + 0.2 * side for i in range(len(results))]
+        bars = right.bar(at, shares, width=0.38, color=[compare.COLORS[result.name] for result in results], alpha=alpha)
+        right.bar_label(bars, [f"{share:.1f}%" for share in shares], fontsize=8)
+    right.set_xticks(range(len(results)), [result.name for result in results])
+    right.set(ylabel="% of elements", title="elements off the codebook: bf16 autocast, float32 (light)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
