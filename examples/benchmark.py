@@ -4,10 +4,10 @@ and the host without the estimator, all on the same work, interleaved in one run
     python examples/benchmark.py --work cnn --kinds conv --seeds 1 4 --json results.json --plot results.png
     python examples/benchmark.py --from results.json --plot results.png             # draws again, runs nothing
 
-A step is a forward and a backward; there is no optimiser, which would cost everyone the same. All draw eager's random numbers, so
-that losses can be compared (kernels are counted with Inductor's). Kernels and bytes (MiB in the tables) are Inductor's own count.
-Peak memory is above what was allocated when the step began (on the CPU: what torch's allocator gave out; libraries' own scratch
-memory is not in it). The JSON holds {"meta": {...}, "rows": [...]}, a flat row for each contestant:
+A step is a forward and a backward; there is no optimiser, which would cost everyone the same. Where random numbers are drawn they
+are eager's, so that losses can be compared (kernels are counted with Inductor's). Kernels and bytes (MiB in the tables) are
+Inductor's own count. Peak memory is above what was allocated when the step began (on the CPU: what torch's allocator gave out;
+libraries' own scratch memory is not in it). The JSON holds {"meta": {...}, "rows": [...]}, a flat row for each contestant:
 
     work, kind, seeds, contestant
     step ms, forward ms, backward ms, inference ms      [lower quartile, median, upper quartile]

@@ -25,9 +25,6 @@ import ste_compile
 LEVELS = ("exact", "finite", "algebraic")
 CONTESTANTS = ("eager", "stock", "autograd.Function", *LEVELS, "host alone")
 TIMES = ("step", "forward", "backward", "inference")
-# No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
-OPTIONS = {"fx_graph_cache": False, "fallback_random": True}
-
 Key = tuple[str, str, int]  # work, kind, seeds
 
 
@@ -39,31 +36,39 @@ def own_forward(model: nn.Module) -> None:
     model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
 
 
-def compiled(name: str, model: Callable[..., Any], generate: bool = True) -> Callable[..., Any]:
+def compiled(name: str, model: Callable[..., Any], draws: bool, generate: bool = True) -> Callable[..., Any]:
     """A model or function as that contestant runs it; without `generate` in eager's kernels, which compiles at once."""
     if name == "eager":
         return model
+    # No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
+    # Not where nothing is drawn: told so, torch takes attention for random, and keeps one that nothing reads (2.13).
+    options = {"fx_graph_cache": False, "fallback_random": draws} if generate else {}
     if name in LEVELS:
-        options = {"numerics": name, **(OPTIONS if generate else {})}
-        return torch.compile(model, backend="ste" if generate else "ste_aot_eager", options=options)
-    return torch.compile(model, options=OPTIONS) if generate else torch.compile(model, backend="aot_eager")
+        return torch.compile(model, backend="ste" if generate else "ste_aot_eager", options={"numerics": name, **options})
+    return torch.compile(model, options=options) if generate else torch.compile(model, backend="aot_eager")
 
 
 class Contestant:
     """One way to run one model, with weights and compiled code of its own. Its inputs may be replaced by some of that shape."""
 
     def __init__(
-        self, name: str, model: nn.Module, inputs: tuple[Tensor, ...], autocast: bool = False, generate: bool = True
+        self,
+        name: str,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        autocast: bool = False,
+        draws: bool = False,
+        generate: bool = True,
     ) -> None:
-        self.name, self.inputs, self.autocast, self.generate = name, inputs, autocast, generate
-        self.device = inputs[0].device
+        self.name, self.inputs, self.device = name, inputs, inputs[0].device
+        self.autocast, self.draws, self.generate = autocast, draws, generate
         self.model = copy.deepcopy(model)
         if name == "autograd.Function":
             by_hand(self.model)
         if name == "host alone":
             self.model.seeds = nn.ModuleList()
         own_forward(self.model)
-        self.compiled = compiled(name, self.model, generate)
+        self.compiled = compiled(name, self.model, draws, generate)
         given = {f"input {i}": tensor for i, tensor in enumerate(inputs) if tensor.requires_grad}
         self.leaves: dict[str, Tensor] = {**dict(self.model.named_parameters()), **given}
         self.ones: Tensor | None = None  # the gradient that a backward begins with
@@ -193,12 +198,13 @@ def peak_of(run: Callable[[], Any], device: torch.device) -> int:
 
 def contestants_of(key: Key, size: Size, names: tuple[str, ...]) -> list[Contestant]:
     """From a common start, on CUDA where there is one."""
-    work, kind, seeds = key
+    name, kind, seeds = key
+    work = WORK[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model, inputs = WORK[work].make(kind, seeds, size)
+    model, inputs = work.make(kind, seeds, size)
     inputs = tuple(t.detach().to(device).requires_grad_(t.requires_grad) for t in inputs)
-    return [Contestant(name, model.to(device), inputs, WORK[work].autocast) for name in names]
+    return [Contestant(name, model.to(device), inputs, work.autocast, work.draws) for name in names]
 
 
 def cold(key: Key, size: Size, name: str, folder: Path) -> float:

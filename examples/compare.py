@@ -95,7 +95,7 @@ def probe(contestant: Contestant, function: Callable[..., Any], *inputs: Any) ->
     """What a function of the model's gives, run as the contestant runs the model."""
     own = types.FunctionType(function.__code__.replace(), function.__globals__)  # see own_forward
     with contestant.mode(training=False):
-        return compiled(contestant.name, own, contestant.generate)(*inputs)
+        return compiled(contestant.name, own, contestant.draws, contestant.generate)(*inputs)
 
 
 def accuracy(contestant: Contestant, tests: list[Batch], result: Callable[[Any], Tensor] = lambda logits: logits) -> float:
@@ -118,13 +118,14 @@ def compare(
     measure: Callable[[Contestant, list[Batch]], dict[str, float]],
     epochs: int,
     autocast: bool = False,
+    draws: bool = False,
     rate: float = 2e-3,
     generate: bool = True,
 ) -> list[Result]:
-    """Train each contestant. Without `generate` no code is generated, nor kernels counted: the tests run it so."""
+    """Train each contestant; `draws` says whether the model draws random numbers. Without `generate` no code is generated, nor kernels counted: the tests run it so."""
     batches, tests = data
     model = model.to(batches[0][0].device)
-    contestants = [Contestant(name, model, batches[0], autocast, generate) for name in NAMES]
+    contestants = [Contestant(name, model, batches[0], autocast, draws, generate) for name in NAMES]
     sites, counts, losses = {}, {name: {} for name in NAMES}, {name: [] for name in NAMES}
     shown = Console(stderr=True)
     for contestant in track(contestants, "compile", console=shown, transient=True):

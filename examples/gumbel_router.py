@@ -100,7 +100,7 @@ def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool 
     chosen = compare.arguments(__doc__, given, epochs=8)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, 8)
-    results = compare.compare(Network(width), (batches, tests), measure, chosen.epochs, generate=generate)
+    results = compare.compare(Network(width), (batches, tests), measure, chosen.epochs, draws=True, generate=generate)
     compare.show("Gumbel router", results, COLUMNS, len(batches), NOTE)
     if chosen.plot:
         draw(results, tests, chosen.plot)

@@ -249,6 +249,7 @@ class Work:
     seeds: tuple[int, ...] = (0,)
     autocast: bool = False  # bf16
     alone: bool = False  # whether there is a host to be left alone
+    draws: bool = False  # random numbers
 
 
 def _cnn(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -284,6 +285,6 @@ WORK = {
     "vqvae": Work("VQ-VAE", _vqvae),
     "bitnet": Work("BitNet b1.58 MLP", _rows(lambda size: Mlp(BitLinear, size)), autocast=True),
     "lsq": Work("LSQ MLP", _rows(lambda size: Mlp(LsqLinear, size))),
-    "router": Work("Gumbel router", _rows(Router)),
+    "router": Work("Gumbel router", _rows(Router), draws=True),
     "operator": Work("ste_forward alone", _operator, ("2^20", "2^22", "2^24", "2^26"), alone=True),
 }  # fmt: skip

@@ -21,12 +21,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .replace import emit, storages
-from .values import ancestors, aten, is_backward, is_matmul, is_pure, prims, tensor
+from .values import ancestors, arg, aten, fake, is_backward, is_matmul, is_pure, prims, tensor
 
 CANCELLED = "ste_compile_cancelled"  # the entry of a joint graph's `output.meta` that says a site in it was cancelled
 REGION = "ste_compile_region"  # the same for the graph of a region
@@ -82,8 +83,9 @@ def _after_tangents(graph: Graph) -> set[Node]:
 
 def _split(backward: GraphModule, moved: set[Node], partition: Partition) -> tuple[GraphModule, GraphModule]:
     """The backward as a joint graph, partitioned: what is `moved` is its forward."""
-    graph, copied = Graph(), {}
-    results = graph.graph_copy(backward.graph, copied)
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    results: Any = graph.graph_copy(backward.graph, copied)
     for node in graph.nodes:
         node.meta.pop("recompute", None)  # a checkpoint's: it has been done, and kept is not for long
     ends = [copied[n] for n in backward.graph.nodes if n in moved and tensor(n) is not None and not moved.issuperset(n.users)]
@@ -98,15 +100,16 @@ def _split(backward: GraphModule, moved: set[Node], partition: Partition) -> tup
 
 def _parts(graph: Graph) -> list[_Part]:
     """What the rest reads of a forward graph, in parts that do not depend on each other. Arithmetic on sizes is in none."""
-    origins = map(_origin, graph.output_node().args[0][1:])
+    origins = map(_origin, arg(graph.output_node())[1:])
     saved = dict.fromkeys(node for node in origins if node.op != "placeholder")
     needed = ancestors(graph, saved)
     nodes = [node for node in graph.nodes if node in needed and node.op != "placeholder" and not _is_size(node)]
-    root = {node: node for node in nodes}
+    root: dict[Node, Node] = {node: node for node in nodes}
 
     def find(node: Node) -> Node:
         while root[node] is not node:
-            root[node] = node = root[root[node]]
+            root[node] = root[root[node]]
+            node = root[node]
         return node
 
     for node in nodes:
@@ -142,7 +145,8 @@ def _is_worth_it(part: _Part) -> bool:
 
 def _region(ahead: GraphModule, part: _Part, channels_last: Callable[[GraphModule], set[Node]]) -> GraphModule | None:
     """A graph of its own for a part. None where the strides that a result will have cannot be written down: they are symbolic."""
-    graph, copied = Graph(), {}
+    graph = Graph()
+    copied: dict[Node, Node] = {}
     for node in part.inputs:
         copied[node] = graph.placeholder(node.name)
         copied[node].meta = dict(node.meta)
@@ -154,13 +158,13 @@ def _region(ahead: GraphModule, part: _Part, channels_last: Callable[[GraphModul
     output.meta[REGION] = True
     module = GraphModule(ahead, graph)
     laid_out = channels_last(module)
-    for index, node in enumerate(output.args[0]):
-        if node in laid_out and tensor(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.14)
-            strides = tensor(node).contiguous(memory_format=torch.channels_last).stride()
+    for index, node in enumerate(arg(output)):
+        if node in laid_out and fake(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.14)
+            strides = fake(node).contiguous(memory_format=torch.channels_last).stride()
             if not all(isinstance(stride, int) for stride in strides):
                 return None
             forced = emit(graph, output, prims.inductor_force_stride_order.default, (node, list(strides)), like=node)
-            output.args = ((*output.args[0][:index], forced, *output.args[0][index + 1 :]),)
+            output.update_arg(0, (*arg(output)[:index], forced, *arg(output)[index + 1 :]))
     module.recompile()
     return module
 
@@ -189,10 +193,11 @@ def _joined(backward: GraphModule, ahead: GraphModule, rest: GraphModule, parts:
             stack.pop()
 
     def call(part: _Part) -> None:
-        name = f"deferred_{len(modules)}"
-        modules[name] = part.module
+        name, module = f"deferred_{len(modules)}", part.module
+        assert module is not None
+        modules[name] = module
         operands = [made[node.name] for node in part.inputs]
-        results = part.module.graph.output_node().args[0]
+        results = arg(module.graph.output_node())
         node = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *operands))
         node.meta["val"] = tuple(map(tensor, results))
         for index, (output, result) in enumerate(zip(part.outputs, results)):

@@ -17,13 +17,14 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from .replace import emit, storages
-from .values import COPIES, ancestors, is_backward, is_pure, tensor, writes
+from .values import COPIES, ancestors, arg, is_backward, is_pure, tensor, writes
 
 ops = torch.ops.ste_compile
 
@@ -65,11 +66,11 @@ def release(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _ends(graph: Graph) -> Iterator[tuple[Node, Node]]:
+def _ends(graph: Graph) -> Iterator[tuple[Node, Any]]:
     """(reader, tensor) for every result of the forward: what it returns, and what is written to its inputs."""
     output = graph.output_node()
     yield from ((output, node) for node in output.all_input_nodes if tensor(node) is not None and not is_backward(node))
-    yield from ((node, node.args[1]) for node in writes(graph))
+    yield from ((node, arg(node, 1)) for node in writes(graph))
 
 
 def _unshared(graph: Graph) -> tuple[Node, Node]:
@@ -83,7 +84,7 @@ def _readers_of_mutated(graph: Graph) -> set[Node]:
     """What is first computed from an input that the graph goes on to write to, seen through the input's views, and through
     copies too: Inductor takes those out that look like no-ops."""
     readers: set[Node] = set()
-    stack = [node.args[0] for node in writes(graph)]
+    stack = [arg(node) for node in writes(graph)]
     while stack:
         memory = storages(node := stack.pop())
         views = {user for user in node.users if not memory.isdisjoint(storages(user))}

@@ -15,6 +15,7 @@ fused away like any other pointwise operator.
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.fx import Graph, Node
 from .linear_form import is_number
 from .recognise import ERROR_IS_USED, Outcome, Site, match_order
 from .replace import TAG, Mismatch, check_same, drop_unused, emit, same_strides
-from .values import COPIES, MARKERS, is_cast, number_values, prims, tensor
+from .values import COPIES, MARKERS, arg, fake, is_cast, number_values, prims, tensor
 
 ops = torch.ops.ste_compile
 ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
@@ -76,13 +77,13 @@ def fuse(graph: Graph) -> list[Outcome]:
 
 
 def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None) -> tuple[Node, str, str]:
-    if tensor(root).dtype not in FUSED_DTYPES:
-        return root, "left", f"{tensor(root).dtype} is computed by eager's own kernels, which round as eager does"
+    if fake(root).dtype not in FUSED_DTYPES:
+        return root, "left", f"{fake(root).dtype} is computed by eager's own kernels, which round as eager does"
     if match and _promotes_alike(match[1], match[2]):
         order, value, surrogate = match
         surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
         fused = emit(graph, root, ops.straight_through.default, (value, surrogate, order, *cast))
-        if same_strides(tensor(fused), tensor(root)):
+        if same_strides(fake(fused), fake(root)):
             check_same(root, tensor(root), tensor(fused))
             root.replace_all_uses_with(fused)
             drop_unused(graph, root)
@@ -91,7 +92,7 @@ def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, 
     interior = _interior(root, mark["shape"])
     if interior is None:
         return root, "left", "another pass has rewritten its arithmetic since it was recognised"
-    if any(abs(node.kwargs.get("alpha", 1)) != 1 for node in interior):
+    if any(node.kwargs.get("alpha", 1) not in (1, -1) for node in interior):
         return root, "left", "alpha: eager's vectorised and scalar kernels themselves round it differently"
     _round_all(graph, interior)
     return root, "fused", "its own arithmetic, every intermediate rounded"
@@ -100,10 +101,10 @@ def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, 
 def cast_chain(node: Node) -> tuple[Node, list[torch.dtype]]:
     """The node under a chain of casts, and the dtypes from that node's own to the last cast's."""
     node = _holding(node)
-    dtypes = [tensor(node).dtype]
-    while is_cast(node) and tensor(node.args[0]).is_floating_point():
+    dtypes = [fake(node).dtype]
+    while is_cast(node) and fake(node.args[0]).is_floating_point():
         node = _holding(node.args[0])
-        dtypes.insert(0, tensor(node).dtype)
+        dtypes.insert(0, fake(node).dtype)
     return node, dtypes
 
 
@@ -121,7 +122,7 @@ def _ahead_of_last_cast(graph: Graph, root: Node, surrogate: Node, casts: list[t
 def _promotes_alike(value: Node, surrogate: Node) -> bool:
     """Whether promotion rounds both operands to one dtype. A 0-dim operand of another dtype is not rounded (eager's CPU
     kernels)."""
-    left, right = tensor(value), tensor(surrogate)
+    left, right = fake(value), fake(surrogate)
     return (left.ndim > 0) == (right.ndim > 0) or left.dtype == right.dtype
 
 
@@ -138,7 +139,7 @@ def _is_rounded(node: Node) -> bool:
 
 def _is_view(node: Node) -> bool:
     """Whether a node views its first input: by itself, or as one of several views (`getitem` of a split)."""
-    target = node.args[0].target if node.target is operator.getitem else node.target
+    target = arg(node).target if node.target is operator.getitem else node.target
     return isinstance(target, torch._ops.OpOverload) and target.is_view
 
 
@@ -178,9 +179,9 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
     try:
         for node, leaves in interior.items():
             for leaf in dict.fromkeys(leaves):
-                if tensor(leaf).dtype in ROUNDED_DTYPES:
+                if fake(leaf).dtype in ROUNDED_DTYPES:
                     inputs[node, leaf] = _rounded(graph, node, leaf, made)
-            if tensor(node).dtype in ROUNDED_DTYPES and not any(map(_is_rounded, node.users)):
+            if fake(node).dtype in ROUNDED_DTYPES and not any(map(_is_rounded, node.users)):
                 results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
                 made.append(results[node])
         for source, rounded in (*((leaf, new) for (_, leaf), new in inputs.items()), *results.items()):
@@ -192,11 +193,11 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
     for (node, leaf), new in inputs.items():
         node.replace_input_with(leaf, new)
     for node in interior:
-        if tensor(node).dtype in ROUNDED_DTYPES and tensor(node).device.type == "cpu" and is_number(node.args[0]):
+        if fake(node).dtype in ROUNDED_DTYPES and fake(node).device.type == "cpu" and is_number(node.args[0]):
             # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
-            node.update_arg(0, torch.tensor(node.args[0], dtype=tensor(node).dtype).item())
+            node.update_arg(0, torch.tensor(node.args[0], dtype=fake(node).dtype).item())
     for node, result in results.items():
-        node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+        node.replace_all_uses_with(result, delete_user_cb=partial(operator.is_not, result))
 
 
 def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
@@ -205,7 +206,7 @@ def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
     base, views = leaf, []
     while _is_view(base):
         views.append(base)
-        base = base.args[0]
+        base = arg(base)
     if base.op != "call_function" or _is_rounded(base):
         return leaf
     made.append(rounded := emit(graph, reader, ops.rounded.default, (base,), like=base))

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from .values import COPIES, MARKERS, Values, aten, is_cast, tensor
+from .values import COPIES, MARKERS, Values, arg, aten, fake, is_cast, tensor
 
 # Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
 LIMIT = 16
@@ -50,7 +50,8 @@ def is_number(argument: Any) -> bool:
 
 def addends(node: Any) -> list[Addend]:
     """What `node` adds up, with coefficients; empty for an atom. Sub-expressions are not expanded."""
-    if tensor(node) is None or not (tensor(node).is_floating_point() or tensor(node).is_complex()):
+    value = tensor(node)
+    if value is None or not (value.is_floating_point() or value.is_complex()):
         return []
     if node.target in MARKERS or node.target in COPIES or _widens(node):
         return [(1, node.args[0])]
@@ -66,7 +67,7 @@ def _widens(node: Node) -> bool:
     """A cast that rounds nothing. One that rounds makes a new value: `x - x.to(bf16)` is the error someone asked for."""
     if not is_cast(node):
         return False
-    source, result = tensor(node.args[0]).dtype, tensor(node).dtype
+    source, result = fake(arg(node)).dtype, fake(node).dtype
     return source.is_floating_point and result.is_floating_point and result.itemsize > source.itemsize and source.itemsize > 1
 
 

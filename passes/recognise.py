@@ -17,7 +17,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from .linear_form import LIMIT, Form, Term, addends, atom, combine
-from .values import COPIES, MARKERS, Values, aten, is_backward, is_cast, mutates, number_values, without_markers
+from .values import COPIES, MARKERS, Values, arg, aten, is_backward, is_cast, mutates, number_values, without_markers
 
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
@@ -93,7 +93,8 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
     """
     if not any(node.target in MARKERS for node in graph.nodes):  # most graphs: no detach, no site
         return ()
-    walk, backward = _Walk(number_values(graph)), set()
+    walk = _Walk(number_values(graph))
+    backward: set[Node] = set()
     for node in graph.nodes:
         if is_backward(node) or not backward.isdisjoint(node.all_input_nodes):
             backward.add(node)
@@ -107,7 +108,8 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
 
 
 def _visit(walk: _Walk, node: Node) -> None:
-    through = node.args[: 2 if node.target is aten.mul.Tensor else 1] if node.target in ZERO_THROUGH or is_cast(node) else ()
+    through: tuple[Any, ...] = node.args if node.target in ZERO_THROUGH or is_cast(node) else ()
+    through = through[: 2 if node.target is aten.mul.Tensor else 1]
     if zero := next((z for z in through if z in walk.zeros), None):
         walk.zeros[node] = walk.zeros[zero]
         return
@@ -161,7 +163,7 @@ def _bare(node: Node) -> tuple[Node, bool, int]:
     negative, marks = False, 0
     while node.target is aten.neg.default or node.target in MARKERS:
         negative, marks = negative ^ (node.target is aten.neg.default), marks + (node.target in MARKERS)
-        node = node.args[0]
+        node = arg(node)
     return node, negative, marks
 
 
@@ -176,7 +178,7 @@ def _exact_site(walk: _Walk, root: Node, parts: list[tuple[float, Any, Form]], z
 def _reassociating_site(walk: _Walk, root: Node, residual: Form, cancelled: list[Term]) -> Site:
     tree = tuple(_tree(root, lambda n: n not in walk.sites and not walk.linear_terms(n).isdisjoint(cancelled)))
     scaled = {frozenset(walk.linear_terms(n)): without_markers(n) for n in tree}
-    surrogates = tuple(scaled.get(frozenset([t]), walk.values.first.get(t[0])) for t in cancelled if t[0] >= 0)
+    surrogates = tuple(scaled.get(frozenset([t])) or walk.values.first[t[0]] for t in cancelled if t[0] >= 0)
     value, negated = _holder(walk, root, residual)
     refusal = "" if value is not None else "no node of the graph holds what is left after the surrogates cancel"
     if match := match_order(root, walk.values):

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_leaves
 
-from .values import aten, hint, is_backward, is_pure, prims, tensor, writes
+from .values import aten, fake, hint, is_backward, is_pure, prims, tensor, writes
 
 UNDONE = "its rewrite was undone"  # how the reason of an outcome begins where the check after the rewrite failed
 TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
@@ -126,21 +126,21 @@ def drop_unused(graph: Graph, node: Node) -> set[Node]:
     return dropped
 
 
-def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Node:
-    want, before = tensor(root), root.prev
+def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Any:
+    want, before = fake(root), root.prev
     if not isinstance(value, Node):
         options = {"dtype": want.dtype, "device": want.device}
         value = emit(graph, root, aten.full.default, (_sizes(graph, root), -value if negated else value), options)
-    elif tensor(value).device != want.device:
-        raise Refused(f"the value is on {tensor(value).device}, the result on {want.device}")
+    elif fake(value).device != want.device:
+        raise Refused(f"the value is on {fake(value).device}, the result on {want.device}")
     elif negated:
         value = emit(graph, root, aten.neg.default, (value,))
-    if tensor(value).dtype != want.dtype:
+    if fake(value).dtype != want.dtype:
         value = emit(graph, root, prims.convert_element_type.default, (value, want.dtype))
     fresh = root.prev is not before
-    if not _same(tensor(value).shape, want.shape):
+    if not _same(fake(value).shape, want.shape):
         value = emit(graph, root, aten.expand.default, (value, _sizes(graph, root, value)))
-    if not same_strides(tensor(value), want):
+    if not same_strides(fake(value), want):
         value = _restride(graph, root, value)
     elif not fresh and _would_alias(graph, root, value):
         # Not a clone: Inductor drops clones that look like no-ops, so that even `return h.clone(), h.clone()` shares memory
@@ -149,7 +149,7 @@ def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Node:
     return value
 
 
-def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | None = None, *, like: Node | None = None) -> Node:
+def emit(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], kwargs: Any = None, *, like: Node | None = None) -> Node:
     """A new node ahead of `before`, with the metadata (source, recompute and partitioner tags) of `like`, which is `before`
     unless given, and a fake value of its own."""
     with graph.inserting_before(before):
@@ -165,9 +165,10 @@ def emit(graph: Graph, before: Node, target: Any, args: tuple, kwargs: dict | No
 
 
 def _fake_value(node: Node, like: torch.Tensor | None) -> Any:
+    target: Any = node.target
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     with getattr(like, "fake_mode", None) or contextlib.nullcontext():
-        return node.target(*args, **kwargs)
+        return target(*args, **kwargs)
 
 
 def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -182,8 +183,8 @@ def same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 def _sizes(graph: Graph, root: Node, value: Node | None = None) -> list[Any]:
     """The shape of `root` as arguments for `full` or, with -1 for the dimensions `value` has, for `expand`."""
-    want = tensor(root).shape
-    has = () if value is None else tensor(value).shape
+    want = fake(root).shape
+    has = () if value is None else fake(value).shape
     have = [None] * (len(want) - len(has)) + [*has]
     return [
         -1 if there is not None and statically_known_true(here == there) else _size(graph, root, here)
@@ -204,7 +205,7 @@ def _size(graph: Graph, root: Node, size: Any) -> Any:
 
 def _restride(graph: Graph, root: Node, value: Node) -> Node:
     """A copy of `value` with the strides of `root`, which must be dense: permuted so that a contiguous copy has them."""
-    want = tensor(root)
+    want = fake(root)
     order = sorted(range(want.ndim), key=lambda d: (hint(want.stride(d)), hint(want.shape[d]), -d), reverse=True)
     if order == sorted(order):
         value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
@@ -212,7 +213,7 @@ def _restride(graph: Graph, root: Node, value: Node) -> Node:
         value = emit(graph, root, aten.permute.default, (value, order))
         value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
         value = emit(graph, root, aten.permute.default, (value, [order.index(d) for d in range(want.ndim)]))
-    if not same_strides(tensor(value), want):
+    if not same_strides(fake(value), want):
         raise Refused(f"the result has strides {tuple(want.stride())}, which no dense copy of the value has")
     return value
 

@@ -42,11 +42,24 @@ def tensor(node: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def without_markers(argument: Any) -> Any:
+def fake(node: Any) -> torch.Tensor:
+    """The fake tensor of a node that is known to hold one."""
+    value = tensor(node)
+    if value is None:
+        raise TypeError(f"{node} holds no tensor")
+    return value
+
+
+def arg(node: Node, index: int = 0) -> Any:
+    """An argument of a node: what it may be depends on its operator, which no type checker knows."""
+    return node.args[index]
+
+
+def without_markers(given: Any) -> Any:
     """The node behind the detach markers; any other argument as it is."""
-    while isinstance(argument, Node) and argument.target in MARKERS:
-        argument = argument.args[0]
-    return argument
+    while isinstance(given, Node) and given.target in MARKERS:
+        given = arg(given)
+    return given
 
 
 def is_cast(node: Any) -> bool:
@@ -80,9 +93,9 @@ def _is_still(node: Node) -> bool:
     """Whether a random operator draws nothing: attention without dropout. It has the tag all the same (2.11 to 2.14)."""
     if node.is_impure(impure_random=False) or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    names = [argument.name for argument in node.target._schema.arguments]
+    names = [each.name for each in node.target._schema.arguments]
     given = {**dict(zip(names, node.args)), **node.kwargs}
-    return "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0
+    return "dropout_p" in names and bool(given.get("dropout_p", 0.0) == 0.0)
 
 
 def is_matmul(node: Node) -> bool:
@@ -135,10 +148,10 @@ class Values:
 
     def add(self, node: Node) -> None:
         if node.target in MARKERS:
-            self.number[node] = self.number[node.args[0]]
-            self.spelling[node] = self.marked(self.spelling[node.args[0]])
-        elif node.target in COPIES or (is_cast(node) and tensor(node).dtype == tensor(node.args[0]).dtype):
-            self.number[node], self.spelling[node] = self.number[node.args[0]], self.spelling[node.args[0]]
+            self.number[node] = self.number[arg(node)]
+            self.spelling[node] = self.marked(self.spelling[arg(node)])
+        elif node.target in COPIES or (is_cast(node) and fake(node).dtype == fake(arg(node)).dtype):
+            self.number[node], self.spelling[node] = self.number[arg(node)], self.spelling[arg(node)]
         elif is_pure(node):
             self.number[node] = self.intern(self._key(node, self.number))
             self.spelling[node] = self.intern(self._key(node, self.spelling))
@@ -152,7 +165,7 @@ class Values:
 
     def _key(self, node: Node, numbers: dict[Node, int]) -> Any:
         if is_cast(node):
-            return "cast", tensor(node).dtype, numbers[node.args[0]]
+            return "cast", fake(node).dtype, numbers[arg(node)]
         return node.target, _freeze(node.args, numbers), _freeze(node.kwargs, numbers)
 
 
@@ -161,15 +174,15 @@ def _is_literal(node: Node) -> bool:
     return str(node.target).startswith("_tensor_constant")
 
 
-def _freeze(argument: Any, numbers: dict[Node, int]) -> Any:
+def _freeze(given: Any, numbers: dict[Node, int]) -> Any:
     """A hashable stand-in for an argument; `repr` keeps 1, 1.0, True, 0.0 and -0.0 apart, which compare equal."""
-    if isinstance(argument, Node):
-        return "node", numbers[argument]
-    if isinstance(argument, (list, tuple)):
-        return tuple(_freeze(a, numbers) for a in argument)
-    if isinstance(argument, dict):
-        return tuple((k, _freeze(argument[k], numbers)) for k in sorted(argument))
-    return type(argument).__name__, repr(argument)
+    if isinstance(given, Node):
+        return "node", numbers[given]
+    if isinstance(given, (list, tuple)):
+        return tuple(_freeze(a, numbers) for a in given)
+    if isinstance(given, dict):
+        return tuple((k, _freeze(given[k], numbers)) for k in sorted(given))
+    return type(given).__name__, repr(given)
 
 
 def number_values(graph: Graph) -> Values:

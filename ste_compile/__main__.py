@@ -131,11 +131,11 @@ def _load(target: str) -> Callable[[], Any]:
     except Exception as error:
         _show(error, f"{file} fails when it is imported:")
         raise SystemExit(1) from None
-    made = getattr(module, name, None)
+    made: Any = getattr(module, name, None)
     if not callable(made):
         names = sorted(n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__)
         raise Wrong(f"{file!r} has no callable {name!r}; its functions: {', '.join(names) or 'none'}")
-    return made
+    return made  # type: ignore[no-any-return]
 
 
 def _unpacked(made: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

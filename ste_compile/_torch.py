@@ -27,14 +27,10 @@ from torch.fx import Graph, GraphModule, Node
 
 ROUNDS_ON_REQUEST = torch.torch_version.TorchVersion(torch.__version__) >= "2.13"
 
-# `torch.compile(isolate_recompiles=True)`: what it compiles is kept apart from the other versions of the same code. New in 2.13.
-ISOLATED = {"isolate_recompiles": True} if ROUNDS_ON_REQUEST else {}
-
 # What `torch.compile(backend="inductor")` wraps its `mode` and `options` in: checks them, and merges them into a config.
-InductorBackend = torch._TorchCompileInductorWrapper
+InductorBackend: Any = torch._TorchCompileInductorWrapper
 
 __all__ = [
-    "ISOLATED",
     "CustomGraphPass",
     "CustomPartitionerFn",
     "InductorBackend",
@@ -43,6 +39,7 @@ __all__ = [
     "channels_last",
     "compilation",
     "compile_id",
+    "compiled_apart",
     "compiling_alone",
     "forward_outputs",
     "get_hash_for_files",
@@ -94,13 +91,14 @@ def channels_last(gm: GraphModule) -> set[Node]:
 
     if not GraphLowering.decide_layout_opt(gm, is_inference=False):
         return set()
-    return set(GraphLowering.find_nodes_prefer_channels_last(types.SimpleNamespace(module=gm)))
+    lowering: Any = types.SimpleNamespace(module=gm)
+    return set(GraphLowering.find_nodes_prefer_channels_last(lowering))
 
 
 def forward_outputs(graph: Graph) -> list[Node]:
     """Of the results of a joint graph, those of the forward; of any other graph, all. AOTAutograd describes each (from 2.11)."""
     output = graph.output_node()
-    outputs = output.args[0] if isinstance(output.args[0], (list, tuple)) else output.args
+    outputs: Any = output.args[0] if isinstance(output.args[0], (list, tuple)) else output.args
     describe = output.meta.get("desc") or [""] * len(outputs)
     forward = itertools.takewhile(lambda each: each is not None and not isinstance(each, GradAOTOutput), describe)
     return [node for node, _ in zip(outputs, forward) if isinstance(node, Node)]
@@ -109,7 +107,7 @@ def forward_outputs(graph: Graph) -> list[Node]:
 def saved(graph: Graph) -> list[Node]:
     """What a partitioned forward graph keeps for the backward, while it is compiled: its results after those the user gets."""
     context = torch._guards.TracingContext.try_get()
-    outputs = graph.output_node().args[0]
+    outputs: Any = graph.output_node().args[0]
     if context is None or context.fw_metadata is None or isinstance(outputs, Node):  # a higher-order operator's graph
         return []
     return [node for node in outputs[context.fw_metadata.num_forward :] if isinstance(node, Node)]
@@ -156,7 +154,8 @@ def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, froz
     from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode
     from torch._inductor.virtualized import V
 
-    found, made_by = [], {}
+    found: list[Kernel] = []
+    made_by: dict[str, frozenset[Node]] = {}
     for each in scheduled:
         for inner in each.get_nodes():
             origins = frozenset(inner.node.get_origins()) if inner.node is not None else frozenset()
@@ -165,12 +164,18 @@ def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, froz
             continue  # (what a subgraph launches is scheduled there)
         if isinstance(each, ExternKernelSchedulerNode) and isinstance(each.node, ir.MultiOutput):
             continue  # one result of a kernel that is in the list itself
-        origins = frozenset().union(*(inner.node.get_origins() for inner in each.get_nodes() if inner.node is not None))
+        origins = frozenset[Node]().union(*(inner.node.get_origins() for inner in each.get_nodes() if inner.node is not None))
         reads = each.get_read_write_buffer_accesses(include_reads=True, include_writes=False)
         writes = each.get_read_write_buffer_accesses(include_reads=False, include_writes=True)
         found.append(Kernel(origins, reads, writes))
     kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
     return kind, found, made_by
+
+
+def compiled_apart(fn: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile(fn, backend=backend)`, kept apart from other compiled versions of the same code where torch can (2.13)."""
+    apart: dict[str, Any] = {"isolate_recompiles": True} if ROUNDS_ON_REQUEST else {}
+    return torch.compile(fn, backend=backend, **apart)
 
 
 def uncompiled(fn: Any) -> Any:
@@ -227,8 +232,10 @@ def compiling_alone() -> Iterator[None]:
         yield
 
 
-def joint_graph(fn: Callable[..., Any], args: tuple[Any, ...]) -> torch.fx.GraphModule:
+def joint_graph(fn: Callable[..., Any], args: tuple[Any, ...]) -> GraphModule:
     """AOTAutograd's joint graph of a function that neither mutates an input nor returns one; it raises a RuntimeError else. Nodes
     keep what `torch.fx.traceback.current_meta` says when they are made."""
     with torch.fx.traceback.preserve_node_meta():
-        return aot_export_joint_simple(fn, args, trace_joint=True)
+        joint: Any = aot_export_joint_simple(fn, args, trace_joint=True)
+    assert isinstance(joint, GraphModule)
+    return joint

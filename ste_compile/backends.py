@@ -51,7 +51,8 @@ def compile_with(
     inductor = _torch.InductorBackend(None, None, None)
     inductor.apply_options(dict(options))
     with record.compiling(gm, recorders):
-        return inductor(gm, example_inputs)
+        compiled: Callable[..., Any] = inductor(gm, example_inputs)
+    return compiled
 
 
 def backend(*, numerics: Numerics = "exact") -> Backend:

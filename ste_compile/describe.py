@@ -12,7 +12,7 @@ from torch.fx import Graph, Node, map_arg
 from . import _torch, report, source
 from .passes import REGION, Site, cast_chain
 from .passes.replace import storages
-from .passes.values import COPIES, MARKERS, hint, is_cast, is_matmul, is_pure, tensor
+from .passes.values import COPIES, MARKERS, arg, fake, hint, is_cast, is_matmul, is_pure
 
 SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
@@ -52,7 +52,9 @@ def with_regions(graph: Graph) -> Iterator[Node]:
     """The nodes of a graph, with those of a region of the deferred forward where it is called."""
     module = graph.owning_module
     for node in graph.nodes:
-        called = node.target is torch.ops.higher_order.invoke_subgraph and module and module.get_submodule(node.args[0].target)
+        called: Any = None
+        if module and node.target is torch.ops.higher_order.invoke_subgraph:
+            called = module.get_submodule(arg(node).target)
         if called and called.graph.output_node().meta.get(REGION):
             yield from (each for each in called.graph.nodes if each.op == "call_function")
         else:
@@ -73,7 +75,7 @@ def saved_by(graph: Graph) -> list[Node]:
 
 
 def bytes_of(nodes: Iterable[Node]) -> int:
-    return sum(hint(tensor(node).untyped_storage().nbytes()) for node in nodes)
+    return sum(hint(fake(node).untyped_storage().nbytes()) for node in nodes)
 
 
 def line(node: Node) -> tuple[str, str, str]:
@@ -112,7 +114,7 @@ def operand(value: Any) -> report.Operand:
 
 def casts(site: Site) -> tuple[str, ...]:
     """The dtypes crossed inside a site and right before it: `f32 -> bf16`."""
-    found = [f"{short(tensor(n.args[0]).dtype)} -> {short(tensor(n).dtype)}" for n in site.tree if is_cast(n)]
+    found = [f"{short(fake(arg(n)).dtype)} -> {short(fake(n).dtype)}" for n in site.tree if is_cast(n)]
     for surrogate in site.surrogates:
         dtypes = cast_chain(surrogate)[1]
         found += [f"{short(a)} -> {short(b)}" for a, b in pairwise(dtypes)]
@@ -151,7 +153,7 @@ def notes(
 
 def _behind_casts(node: Node) -> Node:
     while node.target in MARKERS or node.target in COPIES or is_cast(node):
-        node = node.args[0]
+        node = arg(node)
     return node
 
 
@@ -175,6 +177,6 @@ def _edges(site: Site) -> Iterator[tuple[str, str]]:
         yield from ((below.name, node.name) for below in node.all_input_nodes)
     for leaf in leaves:
         while leaf.target in MARKERS or is_cast(leaf):
-            yield leaf.args[0].name, leaf.name
-            leaf = leaf.args[0]
+            yield arg(leaf).name, leaf.name
+            leaf = arg(leaf)
     yield from ((site.root.name, user.name) for user in list(site.root.users)[:3])

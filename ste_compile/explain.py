@@ -152,8 +152,9 @@ class _StockMeter:
 
     def _owner(self, nodes: frozenset[Node]) -> Site | None:
         """The site that keeps all of `nodes`: where they belong to several, the one cancelled last."""
-        owners = [node.meta.get(OWNER) for node in nodes]
-        return max(owners, key=lambda site: (not self._cancelled(site), -site[1])) if owners and all(owners) else None
+        owners: list[Site] = [node.meta[OWNER] for node in nodes if OWNER in node.meta]
+        last = max(owners, key=lambda site: (not self._cancelled(site), -site[1]), default=None)
+        return last if len(owners) == len(nodes) else None
 
     def _surrogate_of(self, nodes: frozenset[Node]) -> Site | None:
         """The site for which a kernel that stays reads or writes a buffer. Where that holds the site's own result, the kernel
@@ -189,7 +190,7 @@ def _run(fn: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]
 
     args, kwargs = tree_map_only(Tensor, _own_graph, (args, kwargs))
     with kept(fn, args, kwargs):
-        outputs = tree_leaves(torch.compile(fn, backend=backend, **_torch.ISOLATED)(*args, **kwargs))
+        outputs = tree_leaves(_torch.compiled_apart(fn, backend)(*args, **kwargs))
         outputs = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
         if leaves := _leaves(outputs):  # `grad`, not `backward`: it neither accumulates nor calls the hooks on accumulation
             torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)

@@ -120,7 +120,7 @@ class Partitioner(_torch.CustomPartitionerFn):
     """`run_partition` as an Inductor partitioner, on top of `partition`: the user's, or None for stock's."""
 
     def __init__(self, partition: Any = None) -> None:
-        self.partition = partition.partition if isinstance(partition, Partitioner) else partition
+        self.partition: Any = partition.partition if isinstance(partition, Partitioner) else partition
 
     def __call__(self, gm: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> tuple[GraphModule, GraphModule]:
         partition = self.partition or _torch.min_cut_rematerialization_partition

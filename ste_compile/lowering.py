@@ -65,17 +65,19 @@ def register() -> None:
             device=like.get_device(), dtype=dtype, inner_fn=lambda index: value_at(index).held, ranges=like.get_size()
         )
 
-    @register_lowering(namespace.rounded.default, type_promotion_kind=None)
     def rounded(x: Any) -> Any:
         return pointwise(x, x.get_dtype(), reader(x))
 
-    @register_lowering(namespace.straight_through.default, type_promotion_kind=None, broadcast=True)
     def straight_through(value: Any, surrogate: Any, order: str, dtype: torch.dtype | None = None) -> Any:
         read_value, read_surrogate = reader(value), reader(surrogate)
         dtype = dtype or surrogate.get_dtype()
 
         def value_at(index: Any) -> _Value:
             v, s = read_value(index), cast(read_surrogate(index), dtype)
-            return ORDERS[order](v, s, binary(ops.add), binary(ops.sub))
+            result: _Value = ORDERS[order](v, s, binary(ops.add), binary(ops.sub))
+            return result
 
         return pointwise(value, torch.promote_types(value.get_dtype(), dtype), value_at)
+
+    register_lowering(namespace.rounded.default, type_promotion_kind=None)(rounded)
+    register_lowering(namespace.straight_through.default, type_promotion_kind=None, broadcast=True)(straight_through)

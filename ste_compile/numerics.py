@@ -17,7 +17,7 @@ from typing import Literal
 Numerics = Literal["exact", "finite", "algebraic"]
 
 # level -> the needs (`Site.needs`) it may meet by removing the surrogate
-REMOVES: dict[str, frozenset[str]] = {
+REMOVES: dict[Numerics, frozenset[str]] = {
     "exact": frozenset(),
     "finite": frozenset({"finite"}),
     "algebraic": frozenset({"finite", "algebraic"}),
@@ -28,4 +28,4 @@ def check(numerics: object) -> Numerics:
     """`numerics` itself, or a `ValueError` that names what came and what is allowed."""
     if not isinstance(numerics, str) or numerics not in REMOVES:
         raise ValueError(f"numerics={numerics!r} is not a level; allowed: {', '.join(map(repr, REMOVES))}")
-    return numerics  # type: ignore[return-value]
+    return numerics

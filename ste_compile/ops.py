@@ -26,7 +26,8 @@ def _evaluate(value: Tensor, surrogate: Tensor, order: str, dtype: torch.dtype |
     if order not in ORDERS:
         raise ValueError(f"straight_through: order={order!r} is not known; allowed: {', '.join(map(repr, ORDERS))}")
     cast = surrogate if dtype is None else surrogate.to(dtype)
-    return ORDERS[order](value, cast, torch.add, torch.sub)
+    result: Tensor = ORDERS[order](value, cast, torch.add, torch.sub)
+    return result
 
 
 @torch.library.custom_op("ste_compile::straight_through", mutates_args=())

@@ -215,20 +215,20 @@ def _box(node: str, role: str, line: Line | None) -> Box:
 def _layers(site: Site) -> tuple[list[list[Any]], list[list[Any]]]:
     """The nodes in layers, each ordered to cross few edges, and each edge as the chain of what it passes: nodes at its ends
     and, in the layers between, a place kept free for it."""
-    graph = networkx.DiGraph(site.edges)
+    graph: Any = networkx.DiGraph(site.edges)
     graph.add_node(site.node)
     from_below = networkx.topological_generations(graph.reverse(copy=False))
-    depth = {node: i for i, layer in enumerate(from_below) for node in layer}
+    depth: dict[Any, Any] = {node: i for i, layer in enumerate(from_below) for node in layer}
     chains = [[a, *((a, b, i) for i in range(depth[a] - 1, depth[b], -1)), b] for a, b in graph.edges]
     depth |= {place: place[2] for chain in chains for place in chain[1:-1]}
     layers = [[n for n in depth if depth[n] == d] for d in range(max(depth.values()), -1, -1)]
-    joined = networkx.Graph([pair for chain in chains for pair in pairwise(chain)])
+    joined: Any = networkx.Graph([pair for chain in chains for pair in pairwise(chain)])
     joined.add_node(site.node)
     for neighbours, layer in [*pairwise(layers), *pairwise(layers[::-1])] * 2:
         at = {n: (i + 0.5) / len(neighbours) for i, n in enumerate(neighbours)}
         here = {n: (i + 0.5) / len(layer) for i, n in enumerate(layer)}
         near = {n: [at[m] for m in joined[n] if m in at] or [here[n]] for n in layer}
-        layer.sort(key=lambda n, near=near: sum(near[n]) / len(near[n]))
+        layer.sort(key={n: sum(at) / len(at) for n, at in near.items()}.__getitem__)
     return layers, chains
 
 

@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,7 +171,8 @@ def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record 
     recorders = tuple(dict.fromkeys((*_recorders.get(), *more)))
     if not (recorders or log.isEnabledFor(logging.DEBUG) or _torch.trace_enabled()):
         return None
-    copy, copied = Graph(), {}
+    copy = Graph()
+    copied: dict[Node, Node] = {}
     copy.output(copy.graph_copy(graph, copied)).meta = graph.output_node().meta
     record = Record(numerics, copy, copied, recorders, _torch.compile_id(), _torch.compilation())
     _look(record, "before", graph)
@@ -281,4 +283,4 @@ def _tell(record: Record, final: Callable[[Outcome], bool]) -> None:
 def _trace(record: Record, *names: str) -> None:
     """To TORCH_TRACE, for `tlparse`; nothing where it is not set."""
     for name in names if record.sites else ():
-        _torch.trace_artifact(f"ste_compile_{name}", "string", lambda name=name: record.code[name])
+        _torch.trace_artifact(f"ste_compile_{name}", "string", partial(record.code.__getitem__, name))

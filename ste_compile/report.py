@@ -223,7 +223,8 @@ class Report:
             raise ValueError("text is not the JSON of a Report: it has no 'schema'") from None
         if schema != SCHEMA:
             raise ValueError(f"text has schema={schema!r}, this version reads {SCHEMA}")
-        return _restore(cls, data)
+        report: Report = _restore(cls, data)
+        return report
 
     def to_html(self, path: str | Path | None = None) -> str:
         """The report as one self-contained page; also written to `path` if that is given. Returns the page's text."""
@@ -238,7 +239,7 @@ class Report:
 def _restore(kind: Any, data: Any) -> Any:
     """Dataclasses, tuples and optionals from what `asdict` and JSON make of them."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{field.name: _restore(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
     if origin is tuple:

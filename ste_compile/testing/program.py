@@ -84,7 +84,8 @@ class Program:
             filename = self.filename.replace("program", "oracle")
 
         def site(number: int, expression: Tensor, value: Callable[[], Tensor]) -> Tensor:
-            return Cancelled.apply(expression, value().detach()) if number in cancelled else expression
+            apply: Callable[..., Tensor] = Cancelled.apply
+            return apply(expression, value().detach()) if number in (cancelled or ()) else expression
 
         def at(number: int) -> None:
             torch.fx.traceback.current_meta["stack_trace"] = f'File "{self.filename}", line {number}, in forward\n    '
@@ -92,7 +93,7 @@ class Program:
         namespace: dict[str, Any] = {"torch": torch, "F": F, "_site": site, "_at": at}
         exec(compile(source, filename, "exec"), namespace)
         linecache.cache[filename] = len(source), None, source.splitlines(True), filename
-        module = type("Model", (nn.Module,), {"forward": namespace["forward"]})()
+        module: nn.Module = type("Model", (nn.Module,), {"forward": namespace["forward"]})()
         torch.manual_seed(0)
         for name, expression in self.modules.items():
             setattr(module, name, eval(expression, {"torch": torch, "nn": nn}))

@@ -29,12 +29,12 @@ class Run:
 
 
 def run(
-    fn: Callable[..., Any], args: tuple, kwargs: dict, modules: dict[str, nn.Module], *, backward: bool, train: bool | None,
-    rng_seed: int, wide: bool = False,
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], modules: dict[str, nn.Module], *,
+    backward: bool, train: bool | None, rng_seed: int, wide: bool = False,
 ) -> Run:  # fmt: skip
     """Call `fn` on copies, once, and again backwards; `wide` in float64 throughout."""
     done = Run()
-    with state_kept(modules.values()), _Wide() if wide else contextlib.nullcontext():
+    with state_kept(modules.values()), _Wide() if wide else contextlib.nullcontext():  # type: ignore[no-untyped-call]
         for module in modules.values():
             if train is not None:
                 module.train(train)
@@ -71,7 +71,7 @@ def _state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     return named
 
 
-def _argument_names(args: tuple, kwargs: dict) -> dict[str, Tensor]:
+def _argument_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     leaves = [(_path(f"argument {i}", path), leaf)
               for i, a in [*enumerate(args), *((repr(k), v) for k, v in kwargs.items())]
               for path, leaf in pytree.tree_flatten_with_path(a)[0]]  # fmt: skip

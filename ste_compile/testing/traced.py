@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from .. import _torch, hooks, record
+from ..passes.values import arg
 from .check import LEVELS, cancelled_lines, differences, fail
 from .program import Program
 from .runs import Run, note_outputs
@@ -53,6 +54,7 @@ def check_traced(program: Program) -> collections.Counter[str] | None:
                 done["stock"] += 1
                 again = program.module(lines, traced=True)
                 traced = _trace(again, inputs, views)
+                assert traced is not None  # the same program, but for sites that cancel
                 return _run(traced if train else _inference(traced, count), again, inputs, count)
 
             found = differences(program, sites, ours, eager, oracle, stock, stock)
@@ -78,7 +80,7 @@ def _trace(module: nn.Module, inputs: Sequence[Tensor], views: Sequence[bool]) -
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def _copy(gm: GraphModule) -> GraphModule:
@@ -91,7 +93,7 @@ def _inference(joint: GraphModule, count: int) -> GraphModule:
     """The part of a joint graph that computes the outputs."""
     copy = _copy(joint)
     output = copy.graph.output_node()
-    output.args = (tuple(output.args[0][:count]),)
+    output.update_arg(0, tuple(arg(output)[:count]))
     copy.graph.eliminate_dead_code()
     for node in copy.graph.find_nodes(op="placeholder"):
         if "tangents" in node.name:
