@@ -2,7 +2,8 @@
 
 The weights are `w + (q - w).detach()` with `q` one of -s, 0 and s. In eager that sum is `q` where `w` and `q` are within a factor
 of two of each other: there a difference is exact (which also keeps the 8-bit activations on their grid). Where `w` is larger
-than 2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values.
+than 2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values. (In stock too here, as
+it rounds once, after the sum; that is no promise.) It saves arithmetic, no memory: the quantiser reads `w` anyway.
 
     python examples/bitnet.py --plot bitnet.png         # a minute or two on two cores; on CUDA where there is one
 """

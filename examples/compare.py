@@ -122,7 +122,8 @@ def compare(
     rate: float = 2e-3,
     generate: bool = True,
 ) -> list[Result]:
-    """Train each contestant; `draws` says whether the model draws random numbers. Without `generate` no code is generated, nor kernels counted: the tests run it so."""
+    """Train each contestant; `draws` says whether the model draws random numbers. Without `generate` no code is generated and no
+    kernel counted: most tests run it so."""
     batches, tests = data
     model = model.to(batches[0][0].device)
     contestants = [Contestant(name, model, batches[0], autocast, draws, generate) for name in NAMES]

@@ -2,7 +2,8 @@
 
 It depends on the order of the terms. `hard - soft.detach() + soft`, which `F.gumbel_softmax(hard=True)` computes, is one-hot in
 eager too: `(1 - p) + p` is rounded to 1 whatever `p` is. `hard + soft - soft.detach()`, as often seen, is not: `(1 + p) - p` may
-be beside 1, and the layer's result beside its expert's. Under `algebraic` both are `hard`.
+be beside 1, and the layer's result beside its expert's. Under `algebraic` both are `hard`. It saves a kernel a layer, no memory:
+the gradient needs `soft` anyway.
 
     python examples/gumbel_router.py --plot router.png  # a minute or two on two cores; on CUDA where there is one
 """
@@ -97,7 +98,7 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
 
 
 def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
-    chosen = compare.arguments(__doc__, given, epochs=8)
+    chosen = compare.arguments(__doc__, given, epochs=6)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, 8)
     results = compare.compare(Network(width), (batches, tests), measure, chosen.epochs, draws=True, generate=generate)

@@ -2,7 +2,8 @@
 
 Its decoder is given `x + (q - x).detach()`, which stands for `q`, a row of the codebook. In eager the difference and the sum are
 rounded to 16 bits, and what comes out is beside that row. Under `algebraic` it is the row, bit for bit, as it will be where only
-the codes are kept and the decoder reads the codebook itself.
+the codes are kept and the decoder reads the codebook itself. (Under autocast stock comes to the row too, as it rounds once, after
+the sum; in float32 it does not.) It saves arithmetic, no memory: the distances to the codebook read `x` anyway.
 
     python examples/vq_vae.py --plot vq_vae.png         # a minute or two on two cores; on CUDA where there is one
 """
