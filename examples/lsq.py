@@ -3,8 +3,8 @@
 LSQ scales the gradient of its step with `(s - s * g).detach() + s * g` and passes gradients through a rounding with
 `x + (x.round() - x).detach()`. The second is exact in IEEE arithmetic, as a number and its rounding are within a factor of two of
 each other (or the rounding is zero), and the first nearly always, as `s * g` is small: eager's weights are on the grid too.
-What is left to gain is arithmetic: memory, kernels and bytes are stock's, as the quantiser reads `x` anyway. The losses differ only
-as stock's do from eager's: a last bit turns a rounding over now and then, and training goes on from there.
+Left to gain is arithmetic: memory, kernels and bytes are stock's, as the quantiser reads `x` anyway. The losses differ only as
+stock's do from eager's: a last bit turns a rounding over now and then, and training goes on from there.
 
     python examples/lsq.py --plot lsq.png               # a minute or two on two cores; on CUDA where there is one
 """

@@ -86,9 +86,9 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
         shares = [100 * result.measured[column] for result in results]
         at = [i + 0.2 * side for i in range(len(results))]
         bars = right.bar(at, shares, width=0.38, color=[compare.COLORS[result.name] for result in results], alpha=alpha)
-        right.bar_label(bars, [f"{share:.1f}%" for share in shares], fontsize=8)
+        right.bar_label(bars, [f"{share:.1f}" for share in shares], fontsize=8)
     right.set_xticks(range(len(results)), [result.name for result in results])
-    right.set(ylabel="% of elements", title="elements off the codebook: bf16 autocast, float32 (light)")
+    right.set(ylabel="% of elements", title="elements off the codebook (light: in float32)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
