@@ -1,9 +1,10 @@
 """BitNet b1.58 layers, in bfloat16, on handwritten digits: are the weights ternary?
 
 The weights are `w + (q - w).detach()` with `q` one of -s, 0 and s. In eager that sum is `q` where `w` and `q` are within a factor
-of two of each other: there a difference is exact (which also keeps the 8-bit activations on their grid). Where `w` is larger
-than 2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values. (In stock too here, as
-it rounds once, after the sum; that is no promise.) It saves arithmetic, no memory: the quantiser reads `w` anyway.
+of two of each other: there a difference is exact (which also keeps the 8-bit activations on their grid). Where `w` is larger than
+2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values, which saves arithmetic but no
+memory: the quantiser reads `w` anyway. Stock has three here too, as it rounds once, after the sum; that is no promise. `exact`
+rounds as eager does, but the `s` that Inductor gives it may be the float beside eager's, and then other weights stray.
 
     python examples/bitnet.py --plot bitnet.png         # a minute or two on two cores; on CUDA where there is one
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 WIDTH = 256
 COLUMNS = {"accuracy": ".1%", "weight\nvalues": "d", "off the\nthree": ".2%", "activation\nvalues": "d"}
-NOTE = """weight values: the most of any layer; off the three: of all weights
+NOTE = """weight values: the most of any layer; off the three: of all weights, as each has trained them
 activation values: for a row from -1 to 1, of 255 possible"""
 
 
@@ -66,14 +67,14 @@ def quantized(model: Mlp) -> list[Tensor]:
     return [ternary(layer.weight) for layer in model.layers[1::2]]
 
 
-def values_of(contestant: Contestant) -> list[tuple[Tensor, Tensor]]:
-    """The different values of each of these, the most frequent first, and how often they occur."""
-    counted = (each.unique(return_counts=True) for each in compare.probe(contestant, quantized, contestant.model))
+def values_of(contestant: Contestant, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The different values of each of a model's, the most frequent first, and how often they occur."""
+    counted = (each.unique(return_counts=True) for each in compare.probe(contestant, quantized, model))
     return [(values[order], counts[order]) for values, counts in counted for order in [counts.argsort(descending=True)]]
 
 
 def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
-    found = values_of(contestant)
+    found = values_of(contestant, contestant.model)
     beside = sum(counts[3:].sum().item() for _, counts in found) / sum(counts.sum().item() for _, counts in found)
     row = torch.linspace(-1, 1, 2**12, device=contestant.device).bfloat16()[None]
     levels = compare.probe(contestant, eight_bits, row).unique()
@@ -82,11 +83,12 @@ def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, flo
 
 
 def draw(results: list[compare.Result], path: Path) -> None:
-    """How often the weights of the layer that strays most take each value around s."""
+    """How often the weights take each value around s, in the layer where eager strays most: eager's weights, for all."""
     figure, axes = plt.subplots(len(results), 1, sharex=True, sharey=True, figsize=(7, 7), layout="constrained")
-    layer = max(range(3), key=lambda i: len(values_of(results[0].contestant)[i][0]))
+    eager = results[0].contestant
+    beside = [counts[3:].sum() / counts.sum() for _, counts in values_of(eager, eager.model)]
     for result, axis in zip(results, axes):
-        values, counts = values_of(result.contestant)[layer]
+        values, counts = values_of(result.contestant, eager.model)[max(range(3), key=beside.__getitem__)]
         s = values[:3].max()
         near = (values / s - 1).abs() < 0.03
         axis.vlines((values[near] / s).tolist(), 0.5, counts[near].tolist(), color=compare.COLORS[result.name], linewidth=3)

@@ -98,7 +98,7 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
 
 
 def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
-    chosen = compare.arguments(__doc__, given, epochs=6)
+    chosen = compare.arguments(__doc__, given, epochs=8)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, 8)
     results = compare.compare(Network(width), (batches, tests), measure, chosen.epochs, draws=True, generate=generate)
