@@ -2,7 +2,7 @@
 
 The weights are `w + (q - w).detach()` with `q` one of -s, 0 and s. In eager that sum is `q` where `w` and `q` are within a factor
 of two of each other: there a difference is exact (which also keeps the 8-bit activations on their grid). Where `w` is larger than
-2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values, which saves arithmetic but no
+2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values, which saves arithmetic, no
 memory: the quantiser reads `w` anyway. Stock has three here too, as it rounds once, after the sum; that is no promise. `exact`
 rounds as eager does, but the `s` that Inductor gives it may be the float beside eager's, and then other weights stray.
 
