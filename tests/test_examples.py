@@ -82,9 +82,10 @@ def test_bitnets_weights_are_ternary_and_its_activations_have_8_bits(ran):
 
 
 def test_lsqs_weights_are_whole_multiples_of_the_learned_step(ran):
-    """Breaks if `algebraic` uses another step than the parameter."""
+    """Given 3 bits, no more than 8 levels, of which barely trained weights may leave some unused. Breaks if `algebraic` uses another
+    step than the parameter, or cancels the rounding with its surrogate."""
     results, _ = ran("lsq")
-    assert set(off(results, "weight\nlevels").values()) == {8}
+    assert all(1 < levels <= 8 for levels in off(results, "weight\nlevels").values())
     assert off(results, "off the\ngrid")["algebraic"] == 0
 
 
