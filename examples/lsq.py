@@ -86,7 +86,7 @@ def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, flo
 
 
 def draw(results: list[compare.Result], path: Path) -> None:
-    """Left: the losses, apart only as stock is from eager. Right: a 3-bit layer's weights, and where its product is given them."""
+    """Left: the losses, apart as stock's is from eager's. Right: a 3-bit layer's weights, and where its product is given them."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for result, width in zip(results, (7, 5, 3.5, 2, 1)):  # so that lines above each other stay visible
         left.plot(result.losses, color=compare.COLORS[result.name], linewidth=width, label=result.name)
