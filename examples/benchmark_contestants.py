@@ -1,4 +1,4 @@
-"""The contestants of `benchmark.py`: ways to run one model, and what is measured of each."""
+"""The contestants of `benchmark.py` and of `compare.py`: ways to run one model, and what is measured of each."""
 
 from __future__ import annotations
 
@@ -36,27 +36,39 @@ def own_forward(model: nn.Module) -> None:
     model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
 
 
-class Contestant:
-    """One way to run one model, with weights and compiled code of its own."""
+def compiled(name: str, model: Callable[..., Any], draws: bool, generate: bool = True) -> Callable[..., Any]:
+    """A model or function as that contestant runs it; without `generate` in eager's kernels, which compiles at once."""
+    if name == "eager":
+        return model
+    # No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
+    # Not where nothing is drawn: told so, torch takes attention for random, and keeps one that nothing reads (2.13).
+    options = {"fx_graph_cache": False, "fallback_random": draws} if generate else {}
+    if name in LEVELS:
+        return torch.compile(model, backend="ste" if generate else "ste_aot_eager", options={"numerics": name, **options})
+    return torch.compile(model, options=options) if generate else torch.compile(model, backend="aot_eager")
 
-    def __init__(self, name: str, key: Key, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+
+class Contestant:
+    """One way to run one model, with weights and compiled code of its own. Its inputs may be replaced by some of that shape."""
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        autocast: bool = False,
+        draws: bool = False,
+        generate: bool = True,
+    ) -> None:
         self.name, self.inputs, self.device = name, inputs, inputs[0].device
-        self.autocast = WORK[key[0]].autocast
-        # No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
-        # Not where nothing is drawn: told so, torch takes attention for random, and keeps one that nothing reads (2.13).
-        options = {"fx_graph_cache": False, "fallback_random": WORK[key[0]].draws}
+        self.autocast, self.draws, self.generate = autocast, draws, generate
         self.model = copy.deepcopy(model)
         if name == "autograd.Function":
             by_hand(self.model)
         if name == "host alone":
             self.model.seeds = nn.ModuleList()
         own_forward(self.model)
-        if name == "eager":
-            self.compiled: Callable[..., Tensor] = self.model
-        elif name in LEVELS:
-            self.compiled = torch.compile(self.model, backend="ste", options={"numerics": name, **options})
-        else:
-            self.compiled = torch.compile(self.model, options=options)
+        self.compiled = compiled(name, self.model, draws, generate)
         given = {f"input {i}": tensor for i, tensor in enumerate(inputs) if tensor.requires_grad}
         self.leaves: dict[str, Tensor] = {**dict(self.model.named_parameters()), **given}
         self.ones: Tensor | None = None  # the gradient that a backward begins with
@@ -75,7 +87,7 @@ class Contestant:
     def clear(self) -> None:
         for leaf in self.leaves.values():
             leaf.grad = None
-        torch.manual_seed(0)
+        torch.manual_seed(len(self.times["step"]))  # others with each step, the same to all contestants
 
     def step(self) -> Tensor:
         self.clear()
@@ -91,13 +103,14 @@ class Contestant:
             self.times[name].append(milliseconds(first, last))
         return result.detach()
 
-    def infer(self) -> None:
+    def infer(self) -> Any:
         self.clear()
         with self.mode(training=False):
             start = mark(self.device)
-            self.compiled(*self.inputs)
+            result = self.compiled(*self.inputs)
             end = mark(self.device)
         self.times["inference"].append(milliseconds(start, end))
+        return result
 
     def first(self) -> None:
         """Compile, note the loss and the gradients, then what a step saves and the most it allocates."""
@@ -185,12 +198,13 @@ def peak_of(run: Callable[[], Any], device: torch.device) -> int:
 
 def contestants_of(key: Key, size: Size, names: tuple[str, ...]) -> list[Contestant]:
     """From a common start, on CUDA where there is one."""
-    work, kind, seeds = key
+    name, kind, seeds = key
+    work = WORK[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model, inputs = WORK[work].make(kind, seeds, size)
+    model, inputs = work.make(kind, seeds, size)
     inputs = tuple(t.detach().to(device).requires_grad_(t.requires_grad) for t in inputs)
-    return [Contestant(name, key, model.to(device), inputs) for name in names]
+    return [Contestant(name, model.to(device), inputs, work.autocast, work.draws) for name in names]
 
 
 def cold(key: Key, size: Size, name: str, folder: Path) -> float:

@@ -1,0 +1,115 @@
+"""BitNet b1.58 layers, in bfloat16, on handwritten digits: are the weights ternary?
+
+The weights are `w + (q - w).detach()` with `q` one of -s, 0 and s. In eager that sum is `q` where `w` and `q` are within a factor
+of two of each other: there a difference is exact (which also keeps the 8-bit activations on their grid). Where `w` is larger than
+2s, and so was clamped, it is rounded to a value beside `s`. Under `algebraic` there are three values, which saves arithmetic, no
+memory: the quantiser reads `w` anyway. Stock has three here too, as it rounds once, after the sum; that is no promise. `exact`
+rounds as eager does, but the `s` that Inductor gives it may be the float beside eager's, and then other weights stray.
+
+    python examples/bitnet.py --plot bitnet.png         # a minute or two on two cores; on CUDA where there is one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import compare
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from benchmark_contestants import Contestant
+from torch import Tensor, nn
+
+WIDTH = 256
+COLUMNS = {"accuracy": ".1%", "weight\nvalues": "d", "off the\nthree": ".2%", "activation\nvalues": "d"}
+NOTE = """weight values: the most of any layer; off the three: of all weights, as each has trained them
+activation values: for a row from -1 to 1, of 255 possible"""
+
+
+def ternary(w: Tensor) -> Tensor:
+    """Weights to -s, 0 and s, where s is their mean size."""
+    scale = 1 / w.abs().mean().clamp(min=1e-5)
+    q = (w * scale).round().clamp(-1, 1) / scale
+    return w + (q - w).detach()
+
+
+def eight_bits(x: Tensor) -> Tensor:
+    """Each row's activations to 8 bits."""
+    scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    q = (x * scale).round().clamp(-128, 127) / scale
+    return x + (q - x).detach()
+
+
+class BitLinear(nn.Linear):
+    """Ma et al., "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits" (arXiv 2402.17764)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(eight_bits(F.rms_norm(x, x.shape[-1:])), ternary(self.weight), self.bias)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), BitLinear(64, width), nn.ReLU(), BitLinear(width, width), nn.ReLU(), BitLinear(width, 10)
+        )
+        for layer in self.layers[1::2]:
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)  # as in language models: some are far larger than most
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.layers(images.bfloat16()).float()
+        return F.cross_entropy(logits, labels) if self.training else logits
+
+
+def quantized(model: Mlp) -> list[Tensor]:
+    """The layers' weights as their products are given them."""
+    return [ternary(layer.weight) for layer in model.layers[1::2]]
+
+
+def values_of(contestant: Contestant, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The different values of each of a model's, the most frequent first, and how often they occur."""
+    counted = (each.unique(return_counts=True) for each in compare.probe(contestant, quantized, model))
+    return [(values[order], counts[order]) for values, counts in counted for order in [counts.argsort(descending=True)]]
+
+
+def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
+    found = values_of(contestant, contestant.model)
+    beside = sum(counts[3:].sum().item() for _, counts in found) / sum(counts.sum().item() for _, counts in found)
+    row = torch.linspace(-1, 1, 2**12, device=contestant.device).bfloat16()[None]
+    levels = compare.probe(contestant, eight_bits, row).unique()
+    right = compare.accuracy(contestant, tests)
+    return dict(zip(COLUMNS, (right, max(len(values) for values, _ in found), beside, len(levels))))
+
+
+def draw(results: list[compare.Result], path: Path) -> None:
+    """How often the weights take each value around s, in the layer where eager strays most: eager's weights, for all."""
+    figure, axes = plt.subplots(len(results), 1, sharex=True, sharey=True, figsize=(7, 7), layout="constrained")
+    eager = results[0].contestant
+    beside = [counts[3:].sum() / counts.sum() for _, counts in values_of(eager, eager.model)]
+    for result, axis in zip(results, axes):
+        values, counts = values_of(result.contestant, eager.model)[max(range(3), key=beside.__getitem__)]
+        s = values[:3].max()
+        near = (values / s - 1).abs() < 0.03
+        axis.vlines((values[near] / s).tolist(), 0.5, counts[near].tolist(), color=compare.COLORS[result.name], linewidth=3)
+        axis.set(yscale="log", ylabel=result.name)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_title("weights given to the product: how many have each value near s")
+    axes[-1].set_xlabel("value / s")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
+    chosen = compare.arguments(__doc__, given, epochs=8)
+    torch.manual_seed(0)
+    batches, tests = compare.digits(chosen.batch, 8)
+    results = compare.compare(Mlp(width).bfloat16(), (batches, tests), measure, chosen.epochs, generate=generate)
+    compare.show("BitNet b1.58", results, COLUMNS, len(batches), NOTE)
+    if chosen.plot:
+        draw(results, chosen.plot)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""A straight-through Gumbel-softmax router of experts, on handwritten digits: is the chosen expert's gate 1?
+
+It depends on the order of the terms. `hard - soft.detach() + soft`, which `F.gumbel_softmax(hard=True)` computes, is one-hot in
+eager too: `(1 - p) + p` is rounded to 1 whatever `p` is. `hard + soft - soft.detach()`, as often seen, is not: `(1 + p) - p` may
+be beside 1, and the layer's result beside its expert's. Under `algebraic` both are `hard`. It saves a kernel a layer, no memory:
+the gradient needs `soft` anyway.
+
+    python examples/gumbel_router.py --plot router.png  # a minute or two on two cores; on CUDA where there is one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import compare
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from benchmark_contestants import Contestant
+from torch import Tensor, nn
+
+EXPERTS, WIDTH = 4, 128
+COLUMNS = {"accuracy": ".1%", "experts\nused": "d", "gates\nnot 1": ".1%", "of gumbel\n_softmax": ".1%", "distance\nmax": ".0e"}
+NOTE = "gates not 1: chosen experts', for the test images, in the layer that writes the estimator out and in F.gumbel_softmax's"
+
+
+def written_out(logits: Tensor) -> Tensor:
+    noise = -torch.empty_like(logits).exponential_().log()
+    soft = (logits + noise).softmax(-1)
+    hard = F.one_hot((logits + noise).argmax(-1), EXPERTS).to(soft.dtype)
+    return hard + soft - soft.detach()
+
+
+def of_torch(logits: Tensor) -> Tensor:
+    return F.gumbel_softmax(logits, hard=True)
+
+
+class Moe(nn.Module):
+    """A layer of which each image takes one expert (all are computed, as is usual for a few)."""
+
+    def __init__(self, width: int, gate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate, self.route = gate, nn.Linear(width, EXPERTS)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(EXPERTS)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gates = self.gate(self.route(x))
+        return x + sum(gates[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts)), gates
+
+
+class Network(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, width), nn.Linear(width, 10)
+        self.first, self.second = Moe(width, written_out), Moe(width, of_torch)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x, first = self.first(self.stem(images.flatten(1)).relu())
+        x, second = self.second(x)
+        logits = self.head(x)
+        return F.cross_entropy(logits, labels) if self.training else (logits, torch.stack([first, second]))
+
+
+def gates(contestant: Contestant, tests: list[compare.Batch]) -> Tensor:
+    """Of both layers, for the test images."""
+    return torch.cat([compare.infer(contestant, batch)[1] for batch in tests], dim=1)
+
+
+def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
+    chosen, experts = gates(contestant, tests).max(-1)
+    right = compare.accuracy(contestant, tests, lambda result: result[0])
+    first, second = (chosen != 1).float().mean(1).tolist()
+    return dict(zip(COLUMNS, (right, len(experts.unique()), first, second, (chosen - 1).abs().max().item())))
+
+
+def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) -> None:
+    """Left: what eager makes of a chosen expert's gate, whatever its probability. Right: how many gates are not 1."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    p = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    for label, gate, color in (("hard + soft - soft'", (1 + p) - p, "#c8384c"), ("hard - soft' + soft", (1 - p) + p, "#00798c")):
+        left.scatter(p.tolist(), ((gate - 1) * 2**24).tolist(), s=4, color=color, label=label)
+    left.set(xlabel="soft probability of the chosen expert", ylabel="gate less 1, in $2^{-24}$", title="eager, float32")
+    left.set(ylim=(-1.5, 1), yticks=(-1, 0))
+    left.legend(frameon=False)
+    for layer, column, color in ((-1, "gates\nnot 1", "#c8384c"), (1, "of gumbel\n_softmax", "#00798c")):
+        at = [i + 0.2 * layer for i in range(len(results))]
+        bars = right.bar(at, [100 * result.measured[column] for result in results], width=0.38, color=color)
+        right.bar_label(bars, [f"{result.measured[column]:.0%}" for result in results], fontsize=8)
+    right.set_xticks(range(len(results)), [result.name for result in results])
+    right.set(ylabel="% of test images", title="chosen gates that are not 1")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
+    chosen = compare.arguments(__doc__, given, epochs=8)
+    torch.manual_seed(0)
+    batches, tests = compare.digits(chosen.batch, 8)
+    results = compare.compare(Network(width), (batches, tests), measure, chosen.epochs, draws=True, generate=generate)
+    compare.show("Gumbel router", results, COLUMNS, len(batches), NOTE)
+    if chosen.plot:
+        draw(results, tests, chosen.plot)
+    return results
+
+
+if __name__ == "__main__":
+    main()
