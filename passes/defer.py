@@ -41,7 +41,7 @@ class _Part:
 
     nodes: list[Node]
     outputs: list[Node]
-    inputs: list[Node]
+    inputs: dict[Node, None]  # a set in order
     module: GraphModule | None = None
 
 
@@ -118,10 +118,10 @@ def _parts(graph: Graph) -> list[_Part]:
                 root[find(used)] = find(node)
     parts: dict[Node, _Part] = {}
     for node in nodes:
-        part = parts.setdefault(find(node), _Part([], [], []))
+        part = parts.setdefault(find(node), _Part([], [], {}))
         part.nodes.append(node)
         part.outputs += [node] if node in saved else []
-        part.inputs += [used for used in node.all_input_nodes if used not in root and used not in part.inputs]
+        part.inputs |= dict.fromkeys(used for used in node.all_input_nodes if used not in root)
     return list(parts.values())
 
 

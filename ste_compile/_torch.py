@@ -27,7 +27,8 @@ try:
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch import config as functorch_config
     from torch._functorch._aot_autograd.descriptors import GradAOTOutput
-    from torch._functorch.aot_autograd import aot_export_joint_simple, get_aot_compilation_context
+    from torch._functorch._aot_autograd.logging_utils import get_aot_compilation_context
+    from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor_config
     from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
