@@ -32,8 +32,9 @@ def freed(graph: Graph, sites: Sequence[Site], cancelled: Collection[int], outpu
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
         >>> graph = make_fx(lambda h, s: h + (s.exp() - s.exp().detach()))(torch.ones(2), torch.ones(2)).graph
-        >>> [node.name for node in freed(graph, recognise(graph), {0}, graph.output_node().all_input_nodes)]
-        ['add', 'sub', 'detach', 'exp_1', 'exp']
+        >>> names = (node.name for node in freed(graph, recognise(graph), {0}, graph.output_node().all_input_nodes))
+        >>> [name for name in names if name not in ("detach", "alias")]  # the marker: from torch 2.14 on an `alias` here too
+        ['add', 'sub', 'exp_1', 'exp']
     """
     runs = needed(graph, outputs)
     held = Counter(outputs)
