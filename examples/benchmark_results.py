@@ -130,7 +130,7 @@ def goals(groups: Sequence[Rows]) -> Table:
     held = sum(found[1] for rows in groups for goal in GOALS if (found := goal.of(rows)))
     caption = [
         f"{held} goals hold, {len(short)} fall short (!)",
-        *(f"{where}: {goal} {value:.3f}" for where, goal, value in short),
+        *(f"{where}: {goal} {value:.4f}" for where, goal, value in short),
     ]
     result = Table(
         title="goals", title_justify="left", caption="\n".join(caption), caption_justify="left", box=rich.box.SIMPLE, padding=0
@@ -143,7 +143,7 @@ def goals(groups: Sequence[Rows]) -> Table:
         )
     for rows in groups:
         found = [goal.of(rows) for goal in GOALS]
-        result.add_row(title(rows), *("" if f is None else f"{f[0]:.3f}" + (" !" if not f[1] else "") for f in found))
+        result.add_row(title(rows), *("" if f is None else f"{f[0]:.4f}" + (" !" if not f[1] else "") for f in found))
     return result
 
 
