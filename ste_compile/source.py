@@ -1,7 +1,8 @@
 """Where a node comes from in the user's source: file, line, and the expression as it was written.
 
 Read from `node.meta["stack_trace"]`, which Dynamo fills: one frame a call, outermost first, with its code where the file can be
-read, and from torch 2.13 on underlined (`^^^`) from where the expression begins.
+read, and from torch 2.13 on underlined (`^^^`) from where the expression begins; from Python 3.13 on not where that is all that a
+statement computes.
 """
 
 from __future__ import annotations
@@ -59,10 +60,15 @@ def users_frame(stack: tuple[Frame, ...]) -> Frame | None:
 
 
 def _expression(file: str, line: int, code: str, marks: str) -> str:
-    """The whole expression that begins where the marks begin: Dynamo marks on to the end of the line (2.11 to 2.14)."""
+    """The whole expression that begins where the marks begin, as Dynamo marks on to the end of the line (2.11 to 2.14); without
+    marks what the statement computes."""
     source = linecache.getline(file, line)
     begins = len(source) - len(source.lstrip()) + len(marks) - len(marks.lstrip())
-    here = [e for e in _expressions(file).get(line, ()) if marks.strip() and _column(source, e.col_offset) == begins]
+    expressions, computed = _expressions(file)
+    if marks.strip():
+        here = [e for e in expressions.get(line, ()) if _column(source, e.col_offset) == begins]
+    else:
+        here = computed.get(line, [])
     if not here:
         return code.strip()
     longest = max(here, key=lambda e: (e.end_lineno or 0, e.end_col_offset or 0))
@@ -75,14 +81,18 @@ def _column(source: str, offset: int) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _expressions(file: str) -> dict[int, list[ast.expr]]:
-    """The expressions of a file by their first line; none where it cannot be read any more."""
+def _expressions(file: str) -> tuple[dict[int, list[ast.expr]], dict[int, list[ast.expr]]]:
+    """The expressions of a file by their first line, and those that statements compute by the statement's; none where it
+    cannot be read any more."""
     found: dict[int, list[ast.expr]] = {}
+    computed: dict[int, list[ast.expr]] = {}
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
-        return found
+        return found, computed
     for node in ast.walk(tree):
         if isinstance(node, ast.expr):
             found.setdefault(node.lineno, []).append(node)
-    return found
+        elif isinstance(node, ast.stmt) and isinstance(value := getattr(node, "value", None), ast.expr):
+            computed.setdefault(node.lineno, []).append(value)
+    return found, computed

@@ -9,6 +9,7 @@ from torch import nn
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import ste_compile
+from ste_compile import source
 from ste_compile.report import Report
 
 from .test_structure import Model
@@ -269,3 +270,23 @@ def test_the_table_is_at_most_100_columns_wide(reports):
 def test_a_wrong_argument_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("code", "computed"),
+    (
+        ("y = f(x + (q - x).detach())", "f(x + (q - x).detach())"),
+        ("return host + (seed - seed.detach())", "host + (seed - seed.detach())"),
+        ("for y in f(x):", "for y in f(x):"),
+    ),
+)
+def test_without_marks_a_frame_shows_what_its_statement_computes(tmp_path, code, computed):
+    """Given a stack trace that underlines nothing, as of a statement that is one call from Python 3.13 on, or before torch 2.13.
+    Broken by showing the statement."""
+    file = tmp_path / "model.py"
+    body = code + (" pass" if code.endswith(":") else "")
+    file.write_text(f"def forward(f, x, q, host, seed):\n    {body}\n")
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["stack_trace"] = f'  File "{file}", line 2, in forward\n    {code}\n'
+    (frame,) = source.frames(node)
+    assert frame.code == computed
