@@ -144,6 +144,12 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return chosen
 
 
+def written(results: dict[str, Any]) -> str:
+    """JSON, a line each contestant."""
+    rows = ",\n".join(map(json.dumps, results["rows"]))
+    return f'{{"meta": {json.dumps(results["meta"])}, "rows": [\n{rows}\n]}}\n'
+
+
 def run(chosen: argparse.Namespace, size: Size, console: Console) -> dict[str, Any]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -153,7 +159,7 @@ def run(chosen: argparse.Namespace, size: Size, console: Console) -> dict[str, A
         for key in progress.track(chosen.keys, description="works"):
             results["rows"] += measure(key, size, chosen.rounds, chosen.warm, progress)
             if chosen.json:  # what there is so far
-                chosen.json.write_text(json.dumps(results, indent=1))
+                chosen.json.write_text(written(results))
     return results
 
 
