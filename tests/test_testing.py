@@ -16,6 +16,7 @@ from torch import nn
 
 from ste_compile import _torch, backends, hooks
 from ste_compile.testing import assert_equivalent, bitwise_equal, ulp_distance
+from ste_compile.testing import check as check_module
 from ste_compile.testing import equivalence as equivalence_module
 from ste_compile.testing.check import Difference, check
 from ste_compile.testing.spellings import NEAR, SITES
@@ -403,3 +404,10 @@ def test_the_strategies_without_hypothesis_name_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "ste_compile.testing.strategies")
     with pytest.raises(ImportError, match=r"ste-compile\[test\]"):
         importlib.import_module("ste_compile.testing.strategies")
+
+
+def test_a_site_cancelled_on_no_line_of_the_program_is_a_difference(monkeypatch):
+    """Broken by leaving a site without a line out of those that were cancelled."""
+    monkeypatch.setattr(check_module, "line_of", lambda program, site: None)
+    with pytest.raises(Difference, match="where there is no site"):
+        check(drawn([]), levels=["algebraic"])

@@ -73,7 +73,7 @@ def _check(program: Program, train: bool, levels: Sequence[str], name: str) -> c
     def ran(fn: Callable[..., Any], module: torch.nn.Module) -> Run:
         return run(fn, inputs, {}, {"": module}, backward=train, train=train, rng_seed=0)
 
-    def stock(lines: set[int] | None) -> Run:
+    def stock(lines: set[int | None] | None) -> Run:
         done["stock"] += 1
         module = program.module(lines)
         return ran(torch.compile(_own(module), backend=STOCK[name]), module)
@@ -103,10 +103,9 @@ def line_of(program: Program, site: Site) -> int | None:
     return lines[-1] if lines else None
 
 
-def cancelled_lines(program: Program, sites: Sequence[Site]) -> set[int]:
+def cancelled_lines(program: Program, sites: Sequence[Site]) -> set[int | None]:
     """The lines whose site now has its value's value; not those that nothing reads any more."""
-    lines = (line_of(program, s) for s in sites if s.action == "cancelled" and s.reason.startswith("permitted"))
-    return {line for line in lines if line is not None}
+    return {line_of(program, s) for s in sites if s.action == "cancelled" and s.reason.startswith("permitted")}
 
 
 def differences(
@@ -126,12 +125,12 @@ def differences(
     return found
 
 
-def fail(program: Program, where: str, lines: set[int], found: list[str]) -> NoReturn:
+def fail(program: Program, where: str, lines: set[int | None], found: list[str]) -> NoReturn:
     cancelled = f"cancelled on lines {sorted(map(str, lines))}" if lines else "nothing cancelled"
     raise Difference("\n".join([f"{where}, {cancelled}: {len(found)} difference(s)", *found, repr(program)]))
 
 
-def _lines(program: Program, lines: set[int], sites: Sequence[Site]) -> Iterator[str]:
+def _lines(program: Program, lines: set[int | None], sites: Sequence[Site]) -> Iterator[str]:
     if wrong := (lines - set(program.sites())) | (lines & set(program.near())):
         yield f"cancelled on lines {wrong}, where there is no site"
     if missed := set(program.sites()) - {line_of(program, site) for site in sites}:
@@ -144,7 +143,7 @@ def _facts(ours: Run, eager: Run) -> list[str]:
     return [f"{name}: {mine}, and in eager {theirs}" for name, (mine, theirs) in pairs.items() if not _same_fact(mine, theirs)]
 
 
-def _tensors(ours: Run, oracle: Run, lines: set[int], stock: Run | None = None) -> Iterator[str]:
+def _tensors(ours: Run, oracle: Run, lines: set[int | None], stock: Run | None = None) -> Iterator[str]:
     for name in dict.fromkeys([*oracle.tensors, *ours.tensors]):
         mine, theirs = ours.tensors.get(name), oracle.tensors.get(name)
         if mine is None or theirs is None:

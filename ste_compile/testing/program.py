@@ -74,7 +74,7 @@ class Program:
         body = [indent + at.format(number) + written(number, line.text) for number, line in self._numbered()]
         return "\n".join([*head, *body, f"{indent}return {', '.join(self.returns)}{',' * (len(self.returns) == 1)}", ""])
 
-    def module(self, cancelled: Collection[int] | None = None, traced: bool = False) -> nn.Module:
+    def module(self, cancelled: Collection[int | None] | None = None, traced: bool = False) -> nn.Module:
         """The program; or, given line numbers, its oracle, whose sites on these lines are cancelled. `traced`: each node of a
         trace is to know its line, as it does where Dynamo has been."""
         if cancelled is None:
