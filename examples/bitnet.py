@@ -93,11 +93,9 @@ def draw(results: list[compare.Result], path: Path) -> None:
         near = (values / s - 1).abs() < 0.03
         axis.vlines((values[near] / s).tolist(), 0.5, counts[near].tolist(), color=compare.COLORS[result.name], linewidth=3)
         axis.set(yscale="log", ylabel=result.name)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_title("weights given to the product: how many have each value near s")
     axes[-1].set_xlabel("value / s")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    compare.save(figure, path)
 
 
 def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import rich.box
 import torch
 import torch.nn.functional as F
 from benchmark_contestants import LEVELS, Contestant, check, compiled, counted
 from benchmark_results import INFERENCE, TRAINING, Row, number, ratio, total
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -151,6 +153,13 @@ def compare(
             optimizers[contestant.name].step()
             contestant.infer()
     return [Result(c, losses[c.name], measure(c, tests), counts[c.name], sites[c.name]) for c in contestants]
+
+
+def save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def table(title: str, results: list[Result], columns: dict[str, str], batches: int) -> Table:

@@ -91,10 +91,7 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
         right.bar_label(bars, [f"{result.measured[column]:.0%}" for result in results], fontsize=8)
     right.set_xticks(range(len(results)), [result.name for result in results])
     right.set(ylabel="% of test images", title="chosen gates that are not 1")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    compare.save(figure, path)
 
 
 def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:

@@ -106,10 +106,7 @@ def draw(results: list[compare.Result], path: Path) -> None:
         title=f"a 3-bit layer, step {layer.weights.step.item():.4f}",
     )
     right.legend(frameon=False, loc="upper right")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    compare.save(figure, path)
 
 
 def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:

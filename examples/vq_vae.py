@@ -89,10 +89,7 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
         right.bar_label(bars, [f"{share:.1f}" for share in shares], fontsize=8)
     right.set_xticks(range(len(results)), [result.name for result in results])
     right.set(ylabel="% of elements", title="elements off the codebook (light: in float32)")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    compare.save(figure, path)
 
 
 def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
