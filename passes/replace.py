@@ -143,9 +143,11 @@ def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Any:
     if not same_strides(fake(value), want):
         value = _restride(graph, root, value)
     elif not fresh and _would_alias(graph, root, value):
-        # Not a clone: Inductor drops clones that look like no-ops, so that even `return h.clone(), h.clone()` shares memory
-        # (2.13). Adding 0 also turns -0 to 0, as eager's `v + (s - s)` does.
-        value = emit(graph, root, aten.add.Scalar, (value, 0))
+        # Inductor drops clones that look like no-ops: even `h = x * 2; return h.clone(), h.clone()` shares memory. It never drops
+        # an input's (2.11 to 2.14). Adding 0 stays; a 16-bit value passes through fp32 for it, which takes time.
+        inputs: set[Any] = set().union(*map(storages, graph.find_nodes(op="placeholder")))
+        plus_zero = storages(value).isdisjoint(inputs)
+        value = emit(graph, root, *((aten.add.Scalar, (value, 0)) if plus_zero else (aten.clone.default, (value,))))
     return value
 
 

@@ -299,6 +299,12 @@ def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> An
     return ops.to_dtype(x if ROUNDS_ON_REQUEST else ops.to_dtype(x, torch.float64), torch.float32)
 
 
+def rounds_products(device: torch.device) -> bool:
+    """Whether generated code for `device` rounds `x * y` in `x * y - z`, and makes no fused multiply-add of it (2.11 to 2.14)."""
+    cpp = inductor_config.cpp
+    return device.type == "cpu" and inductor_config.cpu_backend == "cpp" and cpp.enable_floating_point_contract_flag == "off"
+
+
 @contextlib.contextmanager
 def compiling_alone() -> Iterator[None]:
     """Compile as a test must: every pass runs (a graph from a cache has met none), nothing falls back to eager because the same

@@ -56,6 +56,22 @@ def test_host_returned_as_well(backend, numerics, grad):
 
 
 @both
+@grads
+def test_sites_on_one_value_share_no_memory(backend, grad):
+    """Given two sites on an input, two on views of it and two on a computed value, no two results share memory. Broken by: a clone
+    of the computed value in the place of a sum, which Inductor drops; seen to fail."""
+
+    def model(h, s):
+        k = h * 2
+        sites = [v + (s - s.detach()) for v in (h, h, k, k)]
+        return *sites, h.view(4) + (s - s.detach()).view(4), h.view(4) + (s - s.detach()).view(4)
+
+    h, s = (torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=grad) for _ in range(2))
+    outs = compiled(model, backend, "finite")(h, s)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in (h, s, *outs)}) == 8
+
+
+@both
 @levels
 def test_mutating_the_output_before_the_backward(backend, numerics):
     """The host's result is saved for its own backward (tanh): the site's output must not be that tensor."""

@@ -218,9 +218,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(primals_2, 0)
+clone: bf16[4, 3] = clone(primals_2)
 convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add, convert_element_type, tangents_1
+out clone, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -233,8 +233,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add
+clone: bf16[4, 3] = clone(arg1_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -261,9 +261,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(primals_2, 0)
+clone: bf16[4, 3] = clone(primals_2)
 convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add, convert_element_type, tangents_1
+out clone, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -276,8 +276,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add
+clone: bf16[4, 3] = clone(arg1_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -304,9 +304,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(primals_2, 0)
+clone: bf16[4, 3] = clone(primals_2)
 convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add, convert_element_type, tangents_1
+out clone, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -319,8 +319,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add
+clone: bf16[4, 3] = clone(arg1_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -386,9 +386,9 @@ out add, convert_element_type_2, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(primals_2, 0)
+clone: bf16[4, 3] = clone(primals_2)
 convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add, convert_element_type, tangents_1
+out clone, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -401,8 +401,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add
+clone: bf16[4, 3] = clone(arg1_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -432,10 +432,10 @@ out add, convert_element_type_5, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(primals_2, 0)
+clone: bf16[4, 3] = clone(primals_2)
 convert_element_type: f16[4, 3] = prims.convert_element_type(tangents_1, float16)
 convert_element_type_1: f32[4, 3] = prims.convert_element_type(convert_element_type, float32)
-out add, convert_element_type_1, tangents_1
+out clone, convert_element_type_1, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -450,8 +450,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add
+clone: bf16[4, 3] = clone(arg1_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -478,9 +478,9 @@ out add, convert_element_type_1, tangents_1
 
 joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(primals_2, 0)
+clone: bf16[4, 3] = clone(primals_2)
 convert_element_type: f32[4, 3] = prims.convert_element_type(tangents_1, float32)
-out add, convert_element_type, tangents_1
+out clone, convert_element_type, tangents_1
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -492,8 +492,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: bf16[4, 3] = add.Scalar(arg1_1, 0)
-out add
+clone: bf16[4, 3] = clone(arg1_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]
@@ -877,9 +877,9 @@ out add, mul_2
 
 joint, algebraic
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
-add: f32[4, 3] = add.Scalar(primals_1, 0)
+clone: f32[4, 3] = clone(primals_1)
 mul: f32[4, 3] = mul(tangents_1, 0.3)
-out add, mul
+out clone, mul
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -892,8 +892,8 @@ out add
 
 inference, algebraic
 in arg0_1: f32[4, 3]
-add: f32[4, 3] = add.Scalar(arg0_1, 0)
-out add
+clone: f32[4, 3] = clone(arg0_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3]
@@ -921,9 +921,9 @@ out add, mul_1
 
 joint, finite
 in primals_1: f32[4, 3], tangents_1: f32[4, 3]
-add: f32[4, 3] = add.Scalar(primals_1, 0)
+clone: f32[4, 3] = clone(primals_1)
 mul: f32[4, 3] = mul(tangents_1, 0.3)
-out add, mul
+out clone, mul
 
 inference, before
 in arg0_1: f32[4, 3]
@@ -936,8 +936,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3]
-add: f32[4, 3] = add.Scalar(arg0_1, 0)
-out add
+clone: f32[4, 3] = clone(arg0_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3]
@@ -970,11 +970,11 @@ joint, finite
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
 alias: f32[4, 3] = alias(primals_1)
 sub: f32[4, 3] = sub(primals_1, alias)
-add: f32[4, 3] = add.Scalar(primals_1, 0)
+clone: f32[4, 3] = clone(primals_1)
 mul: f32[4, 3] = mul(tangents_1, sub)
 mul_1: f32[4, 3] = mul(tangents_1, primals_2)
 convert_element_type: bf16[4, 3] = prims.convert_element_type(mul, bfloat16)
-out add, mul_1, convert_element_type
+out clone, mul_1, convert_element_type
 
 inference, before
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
@@ -987,8 +987,8 @@ out add
 
 inference, finite
 in arg0_1: f32[4, 3], arg1_1: bf16[4, 3]
-add: f32[4, 3] = add.Scalar(arg0_1, 0)
-out add
+clone: f32[4, 3] = clone(arg0_1)
+out clone
 
 post-grad forward, exact
 in primals_1: f32[4, 3], primals_2: bf16[4, 3]

@@ -78,6 +78,24 @@ def test_the_lowering_has_the_eager_kernel_s_bits(order, shapes, pair):
         assert_same_bits(fn(v, s), straight_through(v, s, order, dtype))
 
 
+# dtype -> the least fp32 number that rounds to infinity in it, as bits
+OVERFLOWS = {torch.bfloat16: 0x7F7F8000, torch.float16: 0x477FF000}
+
+
+@pytest.mark.parametrize("contract", ("off", "fast"))
+@pytest.mark.parametrize("dtype", OVERFLOWS, ids=str)
+def test_a_difference_is_zero_up_to_the_number_that_overflows(dtype, contract):
+    """Given all fp32 numbers about the one that overflows in a 16-bit dtype, and some of every size, `v + (s - s)` is `v` or NaN
+    as in eager. Broken by: a scale one ulp off, and products that are contracted; each seen to fail."""
+    near = torch.arange(OVERFLOWS[dtype] - 2**16, OVERFLOWS[dtype] + 2**16)
+    bits = torch.cat([near, torch.arange(0, 2**31, 104729), torch.tensor([0x7F800000, 0x7FC00000])])
+    s = torch.cat([bits, bits - 2**31]).to(torch.int32).view(torch.float32)
+    v = torch.tensor([0.0, -0.0, 1.0], dtype=dtype)[torch.arange(len(s)) % 3]
+    options = {"cpp.enable_floating_point_contract_flag": contract}
+    fn = torch.compile(lambda v, s: straight_through(v, s, "v + (s - s)", dtype), backend="ste", options=options)
+    assert_same_bits(fn(v, s), straight_through(v, s, "v + (s - s)", dtype))
+
+
 def test_an_unknown_order_is_named():
     with pytest.raises(ValueError, match=r"order='s \+ v' is not known; allowed: 'v \+ \(s - s\)'"):
         straight_through(torch.ones(1), torch.ones(1), "s + v")

@@ -120,6 +120,15 @@ def test_exact_is_one_kernel_that_reads_the_seed_in_its_own_dtype(order):
     ]  # fmt: skip
 
 
+def test_a_16_bit_input_is_copied_as_it_is():
+    """Given a host that is an input, what is left of the join in inference is a plain copy. Broken by: adding 0 to it, which takes
+    it through float32; seen to fail."""
+    with fresh_cache(), torch.no_grad():
+        fn = torch.compile(lambda h, s: h + (s - s.detach()), backend="ste", options={"numerics": "finite"})
+        _, (code,) = run_and_get_code(fn, torch.ones(64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16))
+    assert "at::BFloat16" in code and "float" not in code.split("async_compile.cpp_pybinding")[1].split("async_compile.wait")[0]
+
+
 def test_exact_generates_no_more_kernels_than_stock():
     with fresh_cache():
         x = torch.randn(2, WIDTH, 6, 6)

@@ -68,14 +68,14 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr
     xmask = tl.full([XBLOCK], True, tl.int1)[:]
     x0 = xindex
     tmp0 = tl.load(in_ptr0 + (x0), None)
-    tmp4 = tl.load(in_ptr1 + (x0), None).to(tl.float32)
+    tmp2 = tl.load(in_ptr1 + (x0), None).to(tl.float32)
     tmp1 = tmp0.to(tl.float32)
-    tmp2 = tmp1.to(tl.bfloat16)
-    tmp3 = tmp2.to(tl.float32)
-    tmp5 = tmp3 - tmp4
+    tmp3 = tmp1.to(tl.bfloat16)
+    tmp4 = tmp3.to(tl.float32)
+    tmp5 = tmp4 - tmp2
     tmp6 = tmp5.to(tl.bfloat16)
     tmp7 = tmp6.to(tl.float32)
-    tmp8 = tmp7 + tmp4
+    tmp8 = tmp7 + tmp2
     tmp9 = tmp8.to(tl.bfloat16)
     tmp10 = tmp9.to(tl.float32)
     tl.store(out_ptr0 + (x0), tmp10, None)
@@ -92,9 +92,7 @@ def triton_poi_fused_0(in_ptr0, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xmask = tl.full([XBLOCK], True, tl.int1)[:]
     x0 = xindex
     tmp0 = tl.load(in_ptr0 + (x0), None).to(tl.float32)
-    tmp1 = tl.full([1], 0.0, tl.float32)
-    tmp2 = tmp0 + tmp1
-    tl.store(out_ptr0 + (x0), tmp2, None)
+    tl.store(out_ptr0 + (x0), tmp0, None)
 
 triton_poi_fused_0.run(arg0_1, buf0, 1048576, stream=raw_stream0)""")
 
@@ -124,26 +122,26 @@ def triton_poi_fused_1(in_out_ptr0, in_ptr0, in_ptr1, in_ptr2, xnumel, XBLOCK : 
     x1 = ((xindex // 1024) % 16)
     tmp0 = tl.load(in_ptr0 + (x3), None).to(tl.float32)
     tmp1 = tl.load(in_out_ptr0 + (x3), None).to(tl.float32)
-    tmp7 = tl.load(in_ptr1 + (x3), None)
-    tmp8 = tl.load(in_ptr2 + (x1), None, eviction_policy='evict_last')
+    tmp5 = tl.load(in_ptr1 + (x3), None)
+    tmp6 = tl.load(in_ptr2 + (x1), None, eviction_policy='evict_last')
     tmp2 = tl.full([1], 0, tl.int32)
     tmp3 = triton_helpers.maximum(tmp2, tmp1)
     tmp4 = tmp0 + tmp3
-    tmp5 = tmp4.to(tl.bfloat16)
-    tmp6 = tmp5.to(tl.float32)
-    tmp9 = tmp7 + tmp8
-    tmp10 = tl.full([1], 0.5, tl.float32)
-    tmp11 = tmp9 * tmp10
-    tmp12 = tl.full([1], 0.7071067811865476, tl.float32)
-    tmp13 = tmp9 * tmp12
-    tmp14 = libdevice.erf(tmp13)
-    tmp15 = tl.full([1], 1.0, tl.float32)
-    tmp16 = tmp14 + tmp15
-    tmp17 = tmp11 * tmp16
-    tmp18 = tmp17.to(tl.bfloat16)
-    tmp19 = tmp18.to(tl.float32)
-    tmp20 = tl.where((libdevice.isnan(tmp19).to(tl.int1) | libdevice.isinf(tmp19).to(tl.int1)), tmp19 * 0.0, 0.0)
-    tmp21 = tmp6 + tmp20
+    tmp7 = tmp5 + tmp6
+    tmp8 = tl.full([1], 0.5, tl.float32)
+    tmp9 = tmp7 * tmp8
+    tmp10 = tl.full([1], 0.7071067811865476, tl.float32)
+    tmp11 = tmp7 * tmp10
+    tmp12 = libdevice.erf(tmp11)
+    tmp13 = tl.full([1], 1.0, tl.float32)
+    tmp14 = tmp12 + tmp13
+    tmp15 = tmp9 * tmp14
+    tmp16 = tmp15.to(tl.bfloat16)
+    tmp17 = tmp16.to(tl.float32)
+    tmp18 = tl.where((libdevice.isnan(tmp17).to(tl.int1) | libdevice.isinf(tmp17).to(tl.int1)), tmp17 * 0.0, 0.0)
+    tmp19 = tmp4.to(tl.bfloat16)
+    tmp20 = tmp19.to(tl.float32)
+    tmp21 = tmp20 + tmp18
     tl.store(in_out_ptr0 + (x3), tmp21, None)
 
 buf0 = extern_kernels.convolution(arg0_1, arg1_1, stride=(1, 1), padding=(1, 1), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1, bias=None)
