@@ -8,9 +8,10 @@
 Once a surrogate cancels, only the backward needs its forward, and the partitioner moves it there. Inductor then fuses it with
 whatever has its loops: a group norm's statistics with the gradients of the host, one channels-last and one not, in a kernel that
 takes longer than both (steps of up to 1.06 times stock's on the CPU, torch 2.13). Stock compiles that forward well. So the
-backward graph is partitioned once more, as stock would have partitioned the surrogate, into a forward, its *regions*, and the
-rest: nothing is fused across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other stay
-apart, and each runs just before its first reader, so that one surrogate's activations are freed before the next one's are made.
+partitioner is asked once more, what stock would have saved of the surrogate, and what that is computed from is put into
+*regions*: nothing is fused across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other
+stay apart, and each runs just before its first reader, so that one surrogate's activations are freed before the next one's are
+made.
 
 A surrogate without a matrix product or convolution stays as the partitioner left it: all of it can be fused into the gradients
 that read it, which is better than to store and load.
@@ -21,7 +22,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -31,8 +31,8 @@ from .values import ancestors, arg, aten, fake, is_backward, is_matmul, is_pure,
 
 CANCELLED = "ste_compile_cancelled"  # the entry of a joint graph's `output.meta` that says a site in it was cancelled
 REGION = "ste_compile_region"  # the same for the graph of a region
-# (a joint graph, how many of its results are the forward's) -> the two modules
-Partition = Callable[[GraphModule, int], tuple[GraphModule, GraphModule]]
+# (a module with what a joint graph gets, that graph, how many of its results are the forward's) -> the two modules
+Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
 
 
 @dataclass(eq=False)
@@ -53,20 +53,23 @@ def defer(
     `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out so, whatever their
     fake values say: what a region returns is read with the strides that it will have. Neither module is changed.
     """
-    moved = _moved(forward.graph, backward.graph)
+    later = _after_tangents(backward.graph)
+    moved = _moved(forward.graph, backward.graph, later)
     if not any(map(is_matmul, moved)):
         return backward
-    ahead, rest = _split(backward, moved, partition)
-    parts = [part for part in _parts(ahead.graph) if _is_worth_it(part)]
+    ahead, _ = partition(backward, _joint(backward.graph, moved, later), 1)
+    kept = {node.name for node in arg(ahead.graph.output_node())[1:]}
+    saved = {node for node in backward.graph.nodes if node.name in kept}
+    parts = [part for part in _parts(backward.graph, saved) if _is_worth_it(part)]
     for part in parts:
-        part.module = _region(ahead, part, channels_last)
+        part.module = _region(backward, part, channels_last)
     parts = [part for part in parts if part.module]
-    return _joined(backward, ahead, rest, parts) if parts else backward
+    return _joined(backward, later, saved, parts) if parts else backward
 
 
-def _moved(forward: Graph, backward: Graph) -> set[Node]:
+def _moved(forward: Graph, backward: Graph, later: set[Node]) -> set[Node]:
     """The nodes of the forward that run in the backward and nowhere else. What both run is recomputed, as in stock."""
-    runs, later = {node.name for node in forward.nodes}, _after_tangents(backward)
+    runs = {node.name for node in forward.nodes}
     return {
         node for node in backward.nodes
         if node.op == "call_function" and node.name not in runs and node not in later and not is_backward(node)
@@ -81,28 +84,41 @@ def _after_tangents(graph: Graph) -> set[Node]:
     return found
 
 
-def _split(backward: GraphModule, moved: set[Node], partition: Partition) -> tuple[GraphModule, GraphModule]:
-    """The backward as a joint graph, partitioned: what is `moved` is its forward."""
+def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
+    """What is `moved` as the forward of a joint graph, with all that decides which of it is saved, and no more.
+
+    That is whatever does not depend on a tangent, and the first nodes that do: to a minimum cut these are the sink, whose edges
+    lead nowhere, and a heuristic asks of them only whether they can be fused with what they read. So all else that they read is
+    one tangent here, and what is computed from them is left out: most of a backward. Left out too is an input that gradients
+    alone read: it is a path of its own, cut where it begins.
+    """
     graph = Graph()
+    tangent = graph.placeholder("tangents_1")
     copied: dict[Node, Node] = {}
-    results: Any = graph.graph_copy(backward.graph, copied)
+    results: list[Node] = []
+    for node in backward.nodes:
+        if node.op == "output":
+            results += [copied[used] for used in node.all_input_nodes if used in copied]
+        elif node in later and not copied.keys().isdisjoint(node.all_input_nodes):
+            results.append(graph.node_copy(node, lambda used: copied.get(used, tangent)))
+        elif node not in later and not (node.op == "placeholder" and later.issuperset(node.users)):
+            copied[node] = graph.node_copy(node, copied.__getitem__)
     for node in graph.nodes:
         node.meta.pop("recompute", None)  # a checkpoint's: it has been done, and kept is not for long
-    ends = [copied[n] for n in backward.graph.nodes if n in moved and tensor(n) is not None and not moved.issuperset(n.users)]
+    ends = [copied[n] for n in backward.nodes if n in moved and tensor(n) is not None and not moved.issuperset(n.users)]
     # A sum is one result that needs them all. To be a result itself would count as being stored, and so be cheaper to save.
     result = ends[0]
     for end in ends[1:]:
         meta, result = result.meta, graph.call_function(aten.add.Tensor, (result, end))
         result.meta = dict(meta)
     graph.output((result, *results))
-    return partition(GraphModule(backward, graph), 1)
+    return graph
 
 
-def _parts(graph: Graph) -> list[_Part]:
-    """What the rest reads of a forward graph, in parts that do not depend on each other. Arithmetic on sizes is in none."""
-    origins = map(_origin, arg(graph.output_node())[1:])
-    saved = dict.fromkeys(node for node in origins if node.op != "placeholder")
-    needed = ancestors(graph, saved)
+def _parts(graph: Graph, saved: set[Node]) -> list[_Part]:
+    """What is saved, and all it is computed from, in parts that do not depend on each other. Arithmetic on sizes is in none."""
+    origins = {origin for origin in map(_origin, saved) if origin.op != "placeholder"}
+    needed = ancestors(graph, origins)
     nodes = [node for node in graph.nodes if node in needed and node.op != "placeholder" and not _is_size(node)]
     root: dict[Node, Node] = {node: node for node in nodes}
 
@@ -120,7 +136,7 @@ def _parts(graph: Graph) -> list[_Part]:
     for node in nodes:
         part = parts.setdefault(find(node), _Part([], [], {}))
         part.nodes.append(node)
-        part.outputs += [node] if node in saved else []
+        part.outputs += [node] if node in origins else []
         part.inputs |= dict.fromkeys(used for used in node.all_input_nodes if used not in root)
     return list(parts.values())
 
@@ -143,7 +159,7 @@ def _is_worth_it(part: _Part) -> bool:
     return any(map(is_matmul, part.nodes)) and all(map(is_pure, part.nodes)) and any(tensor(n) is not None for n in part.inputs)
 
 
-def _region(ahead: GraphModule, part: _Part, channels_last: Callable[[GraphModule], set[Node]]) -> GraphModule | None:
+def _region(backward: GraphModule, part: _Part, channels_last: Callable[[GraphModule], set[Node]]) -> GraphModule | None:
     """A graph of its own for a part. None where the strides that a result will have cannot be written down: they are symbolic."""
     graph = Graph()
     copied: dict[Node, Node] = {}
@@ -156,24 +172,24 @@ def _region(ahead: GraphModule, part: _Part, channels_last: Callable[[GraphModul
             copied[node].target = aten.reshape.default
     output = graph.output(tuple(copied[node] for node in part.outputs))
     output.meta[REGION] = True
-    module = GraphModule(ahead, graph)
+    module = GraphModule(backward, graph)
     laid_out = channels_last(module)
-    for index, node in enumerate(arg(output)):
+    results = list(arg(output))
+    for index, node in enumerate(results):
         if node in laid_out and fake(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.14)
             strides = fake(node).contiguous(memory_format=torch.channels_last).stride()
             if not all(isinstance(stride, int) for stride in strides):
                 return None
-            forced = emit(graph, output, prims.inductor_force_stride_order.default, (node, list(strides)), like=node)
-            output.update_arg(0, (*arg(output)[:index], forced, *arg(output)[index + 1 :]))
+            results[index] = emit(graph, output, prims.inductor_force_stride_order.default, (node, list(strides)), like=node)
+    output.args = (tuple(results),)
     module.recompile()
     return module
 
 
-def _joined(backward: GraphModule, ahead: GraphModule, rest: GraphModule, parts: list[_Part]) -> GraphModule:
-    """The rest, with each region ahead of its first reader, and what is in no region too."""
+def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: list[_Part]) -> GraphModule:
+    """The backward, with each region ahead of its first reader, and so what is saved but in none."""
     graph = Graph()
-    made = {node.name: graph.node_copy(node) for node in backward.graph.find_nodes(op="placeholder")}
-    early = {node.name: node for node in ahead.graph.nodes}
+    made = {node: graph.node_copy(node) for node in backward.graph.find_nodes(op="placeholder")}
     part_of = {node: part for part in parts for node in part.outputs}
     modules: dict[str, GraphModule] = {}
 
@@ -182,34 +198,40 @@ def _joined(backward: GraphModule, ahead: GraphModule, rest: GraphModule, parts:
         while stack:
             node = stack[-1]
             part = part_of.get(node)
-            waiting = [used for used in (part.inputs if part else node.all_input_nodes) if used.name not in made]
+            waiting = [used for used in (part.inputs if part else node.all_input_nodes) if used not in made]
             if waiting:
                 stack += waiting
                 continue
-            if part and node.name not in made:
+            if part and node not in made:
                 call(part)
-            elif node.name not in made:
-                made[node.name] = graph.node_copy(node, lambda used: made[used.name])
+            elif node not in made:
+                made[node] = graph.node_copy(node, made.__getitem__)
             stack.pop()
 
     def call(part: _Part) -> None:
         name, module = f"deferred_{len(modules)}", part.module
         assert module is not None
         modules[name] = module
-        operands = [made[node.name] for node in part.inputs]
+        operands = [made[node] for node in part.inputs]
         results = arg(module.graph.output_node())
         node = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *operands))
         node.meta["val"] = tuple(map(tensor, results))
         for index, (output, result) in enumerate(zip(part.outputs, results)):
-            made[output.name] = graph.call_function(operator.getitem, (node, index))
-            made[output.name].meta = dict(result.meta)
+            made[output] = graph.call_function(operator.getitem, (node, index))
+            made[output].meta = dict(result.meta)
 
-    for node in rest.graph.nodes:
-        if node.op != "placeholder":
+    # The rest in its order; what stands ahead of all gradients, when the first reader that it still has comes.
+    order = {node: index for index, node in enumerate(backward.graph.nodes)}
+    first = min((order[node] for node in later if node.op != "placeholder"), default=len(order))
+    turn: dict[Node, int] = {}
+    for node in reversed(order):
+        if node in turn or not is_pure(node):
+            turn[node] = turn[node] if order[node] < first and is_pure(node) else order[node]
             for used in node.all_input_nodes:
-                if used.name not in made:
-                    bring(early[used.name])
-            made[node.name] = graph.node_copy(node, lambda used: made[used.name])
-    graph.output_node().meta = backward.graph.output_node().meta
+                if used not in saved:
+                    turn[used] = min(turn[node], turn.get(used, turn[node]))
+    for node in sorted(turn, key=lambda node: (turn[node], order[node])):
+        for each in (*node.all_input_nodes, node):
+            bring(each)
     theirs = {node.target for node in graph.find_nodes(op="get_attr")} - modules.keys()
     return GraphModule({**modules, **{target: operator.attrgetter(target)(backward) for target in theirs}}, graph)

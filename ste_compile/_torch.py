@@ -33,6 +33,7 @@ try:
     from torch._inductor import config as inductor_config
     from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
     from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
+    from torch.fx._lazy_graph_module import _LazyGraphModule
 except ImportError as error:  # a model may import `ste_forward`, which needs none of them, and run in eager
     LACKING = str(error)
     CustomGraphPass = CustomPartitionerFn = object  # type: ignore[assignment, misc]
@@ -149,9 +150,10 @@ def cut_indices(gm: GraphModule) -> frozenset[int]:
     return frozenset(i for i, node in enumerate(inputs) if "grapharg" not in node.meta)  # which every input of Dynamo's has
 
 
-def partition_again(joint: GraphModule, results: int) -> tuple[GraphModule, GraphModule]:
+def partition_again(root: GraphModule, joint_graph: Graph, results: int) -> tuple[GraphModule, GraphModule]:
     """Stock's partition of what is no joint graph of AOTAutograd's, by memory traffic alone: a budget for what is kept has been
     met already."""
+    joint = _LazyGraphModule(root, joint_graph)  # or its code would be generated three times, for nobody to run (2.11 to 2.14)
     with functorch_config.patch(activation_memory_budget=1.0):
         return min_cut_rematerialization_partition(joint, (), num_fwd_outputs=results)
 

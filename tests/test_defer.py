@@ -12,7 +12,7 @@ import ste_compile
 from ste_compile import hooks
 from ste_compile.testing import assert_equivalent, bitwise_equal
 
-from .graphs import captured
+from .graphs import captured, show
 
 WIDTH = 8
 RESULT = (2, WIDTH, 6, 6)
@@ -128,6 +128,68 @@ def test_each_surrogate_has_a_region_that_runs_when_its_gradients_begin():
     ends = max(order[reader] for item in first.users for reader in item.users)
     between = [n for n in backward.graph.nodes if order[first] < order[n] < order[second] and is_matmul(n)]
     assert between and ends < order[second]
+
+
+def whole(backward, moved, later):
+    """All of a backward as a joint graph, for the second partition."""
+    graph = torch.fx.Graph()
+    copied = {}
+    results = graph.graph_copy(backward, copied)
+    for node in graph.nodes:
+        node.meta.pop("recompute", None)
+    ends = [copied[n] for n in backward.nodes if n in moved and "val" in n.meta and not moved.issuperset(n.users)]
+    first, *others = [end for end in ends if isinstance(end.meta["val"], torch.Tensor)]
+    for end in others:
+        meta, first = first.meta, graph.call_function(torch.ops.aten.add.Tensor, (first, end))
+        first.meta = dict(meta)
+    graph.output((first, *results))
+    return graph
+
+
+class NormedHost(Model):
+    """Its activations are computed again in the backward, and read there by its own gradients and by its seeds'."""
+
+    def forward(self, h):
+        for block, seed in zip(self.blocks, [*self.seeds, None]):
+            h = h + F.gelu(block(F.group_norm(h, 2)))
+            h = h if seed is None else ste_compile.ste_forward(h, seed(h))
+        return h.square().mean()
+
+
+@pytest.mark.parametrize("seed", (conv_seed, AttentionSeed, CheckpointedSeed))
+@pytest.mark.parametrize("host", (Model, NormedHost))
+def test_regions_are_those_of_a_partition_of_the_whole_backward(monkeypatch, seed, host):
+    """Broken by leaving out of what is partitioned again the gradients that read what is deferred, or what these alone read."""
+    model = host(seed, seed)
+    ours = graphs(model)["backward"]
+    monkeypatch.setitem(hooks.defer.__globals__, "_joint", whole)
+    theirs = graphs(model)["backward"]
+    assert show(ours.graph) == show(theirs.graph) and regions(ours)
+    assert [show(region) for _, region in regions(ours)] == [show(region) for _, region in regions(theirs)]
+
+
+def test_what_is_partitioned_again_does_not_grow_with_the_host(monkeypatch):
+    """Given the same seed in a host of more layers, then the second partition sees no more nodes.
+    Broken by a partition of the whole backward."""
+
+    class Host(Model):
+        def __init__(self, layers):
+            super().__init__(conv_seed)
+            self.first = nn.Sequential(*(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(layers)))
+
+        def forward(self, h):
+            return super().forward(self.first(h))
+
+    seen, original = [], hooks._torch.partition_again
+
+    def partition(root, graph, results):
+        seen.append(len(graph.nodes))
+        return original(root, graph, results)
+
+    monkeypatch.setattr(hooks._torch, "partition_again", partition)
+    for layers in (1, 9):
+        graphs(Host(layers))
+    assert seen[0] == seen[1]
 
 
 def test_surrogates_that_share_a_layer_share_a_region():
