@@ -55,6 +55,7 @@ INDUCTOR = (
     "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
     "torch._inductor.ir:ExternKernel.realize_input",
     "torch._inductor.ir:Pointwise.create",
+    "torch._inductor.ir:TensorBox.realize",
     "torch._inductor.lowering:lowerings",
     "torch._inductor.lowering:register_lowering",
     "torch._inductor.virtualized:V",
@@ -85,12 +86,16 @@ __all__ = [
     "is_stored",
     "joint_graph",
     "kernels",
+    "lowered_node",
     "min_cut_rematerialization_partition",
+    "narrowed_to",
     "parameter_indices",
     "partition_again",
     "rounded_to",
+    "rounds_products",
     "run_after",
     "saved",
+    "stores_narrowed",
     "trace_artifact",
     "trace_enabled",
     "uncompiled",
@@ -288,17 +293,36 @@ def run_after(x: Any, effects: Sequence[Any]) -> None:
     V.graph.additional_star_deps[x.data.data.get_operation_name()].update(names)
 
 
-def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """`x`, held in fp32 by an Inductor kernel, rounded to the 16-bit `dtype` and held in fp32 again.
+def narrowed_to(ops: Any, x: Any, dtype: torch.dtype) -> Any:
+    """`x`, held in fp32 by a C++ kernel, as a variable of the 16-bit `dtype`.
 
     The C++ backend remembers what a 16-bit variable was cast from, and gives that back when the variable is cast up again. Since
     2.13 it does not where `use_compute_types=False`, but the same cast may have been made before, for a store: multiplied by 1,
-    which costs no instruction, it is a cast of its own. Before 2.13 it always does; it does not know of the way through fp64.
+    which costs no instruction, it is a cast of its own.
     """
+    return ops.to_dtype(ops.mul(x, ops.constant(1.0, torch.float32)), dtype, use_compute_types=False)
+
+
+def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """`x`, held in fp32 by an Inductor kernel, rounded to the 16-bit `dtype` and held in fp32 again. Before 2.13 the C++ backend
+    gives `x` itself back, whatever was asked for; it does not know of the way through fp64."""
     if device.type != "cpu":
         return ops.to_dtype(ops.to_dtype(x, dtype, use_compute_types=False), torch.float32)
-    x = ops.to_dtype(ops.mul(x, ops.constant(1.0, torch.float32)), dtype, use_compute_types=False)
+    x = narrowed_to(ops, x, dtype)
     return ops.to_dtype(x if ROUNDS_ON_REQUEST else ops.to_dtype(x, torch.float64), torch.float32)
+
+
+def stores_narrowed(device: torch.device) -> bool:
+    """Whether generated code for `device` stores what `narrowed_to` makes as it is, and gives readers no more (2.13 on)."""
+    return device.type == "cpu" and ROUNDS_ON_REQUEST
+
+
+def lowered_node() -> Node:
+    """The node that Inductor lowers at this moment."""
+    from torch._inductor.virtualized import V
+
+    node: Node = V.graph.current_node
+    return node
 
 
 def rounds_products(device: torch.device) -> bool:

@@ -14,10 +14,13 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from . import _torch
 from .ops import ORDERS
 from .passes.fuse import ROUNDED_DTYPES
+from .passes.replace import storages
+from .passes.values import is_matmul
 
 OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and only if it rounds to infinity in bf16
 
@@ -36,6 +39,15 @@ class _Value:
     @cached_property
     def held(self) -> Any:
         return self.round(self.unrounded, self.dtype, self.device) if self.round else self.unrounded
+
+
+def _is_stored_next(node: Node) -> bool:
+    """Whether a kernel must store a node's value: it is a result of the graph or a matrix product's operand, itself or a view."""
+    memory = storages(node)
+    return any(
+        user.op == "output" or is_matmul(user) or (not memory.isdisjoint(storages(user)) and _is_stored_next(user))
+        for user in node.users
+    )
 
 
 def register() -> None:
@@ -76,9 +88,17 @@ def register() -> None:
         return lambda index: _Value(load(index), dtype, device) if stored else rounded_to(dtype, load(index), device)
 
     def pointwise(like: Any, dtype: torch.dtype, value_at: Callable[[Any], _Value]) -> Any:
-        return ir.Pointwise.create(
-            device=like.get_device(), dtype=dtype, inner_fn=lambda index: value_at(index).held, ranges=like.get_size()
-        )
+        device = like.get_device()
+        narrow = dtype in ROUNDED_DTYPES and _torch.stores_narrowed(device) and _is_stored_next(_torch.lowered_node())
+
+        def element(index: Any) -> Any:
+            x = value_at(index)
+            return _torch.narrowed_to(ops, x.unrounded, dtype) if narrow and x.round else x.held
+
+        result = ir.Pointwise.create(device=device, dtype=dtype, inner_fn=element, ranges=like.get_size())
+        if narrow:  # held in fp32 again, it would be rounded a second time by its store, which a CPU takes 20 instructions for
+            result.realize()
+        return result
 
     def rounded(x: Any) -> Any:
         return pointwise(x, x.get_dtype(), reader(x))
