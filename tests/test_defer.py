@@ -159,7 +159,8 @@ class NormedHost(Model):
 @pytest.mark.parametrize("seed", (conv_seed, AttentionSeed, CheckpointedSeed))
 @pytest.mark.parametrize("host", (Model, NormedHost))
 def test_regions_are_those_of_a_partition_of_the_whole_backward(monkeypatch, seed, host):
-    """Broken by leaving out of what is partitioned again the gradients that read what is deferred, or what these alone read."""
+    """Broken by leaving out of what is partitioned again the gradients that read what is deferred, or what these alone read; seen
+    to fail."""
     model = host(seed, seed)
     ours = graphs(model)["backward"]
     monkeypatch.setitem(hooks.defer.__globals__, "_joint", whole)
@@ -170,7 +171,7 @@ def test_regions_are_those_of_a_partition_of_the_whole_backward(monkeypatch, see
 
 def test_what_is_partitioned_again_does_not_grow_with_the_host(monkeypatch):
     """Given the same seed in a host of more layers, then the second partition sees no more nodes.
-    Broken by a partition of the whole backward."""
+    Broken by a partition of the whole backward; seen to fail."""
 
     class Host(Model):
         def __init__(self, layers):
