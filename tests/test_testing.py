@@ -387,8 +387,8 @@ def test_the_oracle_finds_a_rewrite_that_loses_a_value(numerics, monkeypatch):
 
     def run_joint(graph, level, deferred=True, original=backends.run_joint):
         original(graph, level)
-        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.add.Scalar):
-            node.update_arg(1, 2**-16)
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):  # of the site's value, an input
+            node.target, node.args = torch.ops.aten.add.Scalar, (*node.args, 2**-16)
 
     for module in (backends, hooks):
         monkeypatch.setattr(module, "run_joint", run_joint)
