@@ -19,6 +19,7 @@ from ste_compile.testing import assert_equivalent, bitwise_equal, ulp_distance
 from ste_compile.testing import check as check_module
 from ste_compile.testing import equivalence as equivalence_module
 from ste_compile.testing.check import Difference, check
+from ste_compile.testing.runs import Run
 from ste_compile.testing.spellings import NEAR, SITES
 from ste_compile.testing.strategies import build, programs
 from ste_compile.testing.traced import check_traced
@@ -411,3 +412,11 @@ def test_a_site_cancelled_on_no_line_of_the_program_is_a_difference(monkeypatch)
     monkeypatch.setattr(check_module, "line_of", lambda program, site: None)
     with pytest.raises(Difference, match="where there is no site"):
         check(drawn([]), levels=["algebraic"])
+
+
+def test_zeros_where_eager_has_no_gradient_are_as_stock_s():
+    """AOTAutograd gives an input that only a mutation reads a gradient of zeros. Broken by holding that against eager alone, and
+    by taking stock's word for more than that; seen to fail."""
+    zeros, ones, none = (Run({"gradient": tensor}) for tensor in (torch.zeros(2), torch.ones(2), None))
+    found = [[*check_module._tensors(ours, none, {1}, stock)] for ours in (zeros, ones, none) for stock in (zeros, none)]
+    assert [bool(each) for each in found] == [False, True, True, True, False, False]
