@@ -8,7 +8,7 @@ reason are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -84,17 +84,20 @@ def _described(value: torch.Tensor) -> str:
     return f"{value.dtype} {tuple(value.shape)}, strides {tuple(value.stride())} on {value.device}"
 
 
-def _is_result(root: Node) -> bool:
-    """Whether the graph returns the memory of `root`: itself, or a view. Seen from its users, which are few, and not from the
-    results, of which a joint graph has one for each parameter."""
+def readers(root: Node) -> Iterator[Node]:
+    """The users of `root` and of its views."""
     memory, stack = storages(root), [root]
     while stack:
         for user in stack.pop().users:
-            if user.op == "output":
-                return True
+            yield user
             if not memory.isdisjoint(storages(user)):
                 stack.append(user)
-    return False
+
+
+def _is_result(root: Node) -> bool:
+    """Whether the graph returns the memory of `root`: itself, or a view. Seen from its readers, which are few, and not from the
+    results, of which a joint graph has one for each parameter."""
+    return any(reader.op == "output" for reader in readers(root))
 
 
 def _sharing(graph: Graph) -> set[tuple[Any, ...]]:
@@ -145,9 +148,11 @@ def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Any:
     elif not fresh and _would_alias(graph, root, value):
         # Inductor drops clones that look like no-ops: even `h = x * 2; return h.clone(), h.clone()` shares memory. It never drops
         # an input's (2.11 to 2.14). Adding 0 stays; a 16-bit value passes through fp32 for it, which takes time.
-        inputs: set[Any] = set().union(*map(storages, graph.find_nodes(op="placeholder")))
-        plus_zero = storages(value).isdisjoint(inputs)
-        value = emit(graph, root, *((aten.add.Scalar, (value, 0)) if plus_zero else (aten.clone.default, (value,))))
+        memory = storages(value)
+        if any(not memory.isdisjoint(storages(node)) for node in graph.find_nodes(op="placeholder")):
+            value = emit(graph, root, aten.clone.default, (value,))
+        else:
+            value = emit(graph, root, aten.add.Scalar, (value, 0))
     return value
 
 

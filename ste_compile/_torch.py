@@ -51,6 +51,8 @@ SETTINGS = (
 INDUCTOR = (
     "torch._guards:CompileContext.current_compile_id",
     "torch._guards:TracingContext.try_get",
+    "torch._inductor.config:cpp.enable_floating_point_contract_flag",
+    "torch._inductor.config:cpu_backend",
     "torch._inductor.graph:GraphLowering.decide_layout_opt",
     "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
     "torch._inductor.ir:ExternKernel.realize_input",

@@ -19,7 +19,7 @@ from torch.fx import Node
 from . import _torch
 from .ops import ORDERS
 from .passes.fuse import ROUNDED_DTYPES
-from .passes.replace import storages
+from .passes.replace import readers
 from .passes.values import is_matmul
 
 OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and only if it rounds to infinity in bf16
@@ -43,11 +43,7 @@ class _Value:
 
 def _is_stored_next(node: Node) -> bool:
     """Whether a kernel must store a node's value: it is a result of the graph or a matrix product's operand, itself or a view."""
-    memory = storages(node)
-    return any(
-        user.op == "output" or is_matmul(user) or (not memory.isdisjoint(storages(user)) and _is_stored_next(user))
-        for user in node.users
-    )
+    return any(reader.op == "output" or is_matmul(reader) for reader in readers(node))
 
 
 def register() -> None:
@@ -96,8 +92,8 @@ def register() -> None:
             return _torch.narrowed_to(ops, x.unrounded, dtype) if narrow and x.round else x.held
 
         result = ir.Pointwise.create(device=device, dtype=dtype, inner_fn=element, ranges=like.get_size())
-        if narrow:  # held in fp32 again, it would be rounded a second time by its store, which a CPU takes 20 instructions for
-            result.realize()
+        if narrow:  # held in fp32 again, its store would round it a second time, which takes a CPU 20 instructions
+            result.realize()  # as Inductor will (2.13), but for certain: inlined, a 16-bit variable would meet fp32 ones
         return result
 
     def rounded(x: Any) -> Any:

@@ -173,7 +173,7 @@ def test_a_stored_result_is_rounded_for_its_readers_too(grad):
 )
 def test_a_result_is_rounded_once_where_it_is_stored(fn, use):
     """Given a site that is stored, a C++ kernel casts its difference and its sum to 16 bits, and nothing again for the store.
-    Broken by: `pointwise` without its own store, and without `realize` for an output; seen to fail."""
+    Broken by: storing what readers hold, in fp32; seen to fail."""
     args = [torch.randn(64, 64, dtype=torch.bfloat16) for _ in range(2)]
     with torch.no_grad(), fresh_cache():
         _, (code, *_) = run_and_get_code(torch.compile(lambda x, q: use(fn(x, q)), backend="ste"), *args)
