@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,20 +169,27 @@ def milliseconds(start: Any, end: Any) -> float:
     return start.elapsed_time(end)
 
 
+class _Packed:
+    """A tensor in an autograd graph. It goes with its node: what is only to be detached is kept until then, no longer."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_by(contestant: Contestant) -> int:
     """Bytes that a forward keeps for the backward, parameters and inputs aside."""
+    packed: weakref.WeakSet[_Packed] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Packed:
+        packed.add(kept := _Packed(tensor.detach()))  # an output would hold its own node
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        result = contestant.forward()
+    storages = {storage.data_ptr(): storage for storage in (kept.tensor.untyped_storage() for kept in packed)}
+    del result  # and its graph with it
     known = {t.untyped_storage().data_ptr() for t in (*contestant.model.parameters(), *contestant.inputs)}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        contestant.forward()
-    return sum(saved.values())
+    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in known)
 
 
 def peak_of(run: Callable[[], Any], device: torch.device) -> int:

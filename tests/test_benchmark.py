@@ -1,6 +1,7 @@
 """`examples/benchmark.py`: what it measures, writes, draws and refuses."""
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_the_peak_is_that_of_known_allocations(benchmark):
         return second, torch.empty(2**19), torch.empty(2**18)
 
     assert peak_of(run, torch.device("cpu")) == 8 * 2**20
+
+
+def test_what_a_forward_frees_again_is_not_saved(benchmark):
+    """Of 4 KiB that `exp` keeps for the gradient, and as much that goes with the graph that `detach` drops, 4 KiB are saved."""
+
+    from benchmark_contestants import saved_by
+
+    x = torch.randn(1024, requires_grad=True)
+    contestant = types.SimpleNamespace(model=torch.nn.Identity(), inputs=(x,), forward=lambda: x.exp() + x.tanh().detach())
+    assert saved_by(contestant) == 4096
 
 
 @pytest.mark.parametrize("loss", (False, True))
