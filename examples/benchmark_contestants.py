@@ -169,27 +169,21 @@ def milliseconds(start: Any, end: Any) -> float:
     return start.elapsed_time(end)
 
 
-class _Packed:
-    """A tensor in an autograd graph. It goes with its node: what is only to be detached is kept until then, no longer."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
 def saved_by(contestant: Contestant) -> int:
     """Bytes that a forward keeps for the backward, parameters and inputs aside."""
-    packed: weakref.WeakSet[_Packed] = weakref.WeakSet()
+    packed: list[weakref.ref[Tensor]] = []  # each goes with its node: what is computed only to be detached is not kept
 
-    def pack(tensor: Tensor) -> _Packed:
-        packed.add(kept := _Packed(tensor.detach()))  # an output would hold its own node
+    def pack(tensor: Tensor) -> Tensor:
+        kept = tensor.detach()  # an operator's own result would hold the node that holds it
+        packed.append(weakref.ref(kept))
         return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = contestant.forward()
-    storages = {storage.data_ptr(): storage for storage in (kept.tensor.untyped_storage() for kept in packed)}
+    storages = [kept.untyped_storage() for kept in (ref() for ref in packed) if kept is not None]
     del result  # and its graph with it
     known = {t.untyped_storage().data_ptr() for t in (*contestant.model.parameters(), *contestant.inputs)}
-    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in known)
+    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}.values())
 
 
 def peak_of(run: Callable[[], Any], device: torch.device) -> int:
