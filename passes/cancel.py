@@ -12,7 +12,7 @@ joint graphs, inference graphs and partitioned forwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch.fx import Graph, Node
 
@@ -24,11 +24,14 @@ from .replace import Refused, replace_with_value
 from .values import aten
 
 
-def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred: bool = True) -> list[Outcome]:
+def cancel(
+    graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred: bool = True, can_keep: Callable[[], bool] = lambda: True
+) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
     A site is rewritten whole or not at all; what is random or mutates in a surrogate stays in the forward (see `effects`), and
-    where not `deferred`, so does all that the backward will read of it.
+    where not `deferred`, so does all that the backward will read of it. Where the compiler can keep nothing there (not
+    `can_keep`, asked if a graph has any such node), every site of the graph is left.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
@@ -43,6 +46,8 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred:
     if sites and REMOVES[numerics]:
         _drop_assertions(graph)
     before = effects(graph, all_of_it=not deferred) if sites and REMOVES[numerics] else {}
+    if before and not can_keep():
+        return [Outcome(site.root, "left", "this torch would lose what a surrogate does besides its value") for site in sites]
     try:
         outcomes = _cancel(graph, sites, numerics)
     finally:  # also for the sites that were cancelled before another one failed

@@ -8,7 +8,7 @@ ste_compile.testing.assert_equivalent(model, *inputs)           # against eager
 from . import testing
 from .backends import backend
 from .explain import explain
-from .hooks import inductor_options
+from .options import inductor_options
 from .numerics import Numerics
 from .oracle import ste_forward
 from .record import collect

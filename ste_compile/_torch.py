@@ -1,15 +1,18 @@
-"""The private torch modules this package stands on; no other file imports one. Read against 2.11, 2.13 and 2.14.
+"""The private torch modules this package stands on; no other file imports one. Read against 2.11, 2.13, 2.14 and 2.15.
 
-A name that moves between versions is mended here.
+A name that moves between versions is mended here. What every backend needs is imported at the top: where a torch lacks one of
+those, a backend raises one error that says so (`check`). What a single feature needs is imported where it is used: where a torch
+lacks one of those, the compile goes on without that feature, with one warning (`can`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import itertools
-import pkgutil
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,51 +21,116 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.torch_version import TorchVersion
 
-OLDEST, NEWEST = "2.11", "2.14"  # a newer one is tried, as long as it has every name
+OLDEST, NEWEST = "2.11", "2.15"  # a newer one is tried first (`trial`)
 
 try:
     from torch import _TorchCompileInductorWrapper as InductorBackend  # wraps, checks and merges Inductor's `mode` and `options`
     from torch._dynamo import config as dynamo_config
-    from torch._dynamo import utils as dynamo_utils
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch import config as functorch_config
-    from torch._functorch._aot_autograd.descriptors import GradAOTOutput
-    from torch._functorch._aot_autograd.logging_utils import get_aot_compilation_context
-    from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor_config
-    from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
-    from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
-    from torch.fx._lazy_graph_module import _LazyGraphModule
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 except ImportError as error:  # a model may import `ste_forward`, which needs none of them, and run in eager
     LACKING = str(error)
-    CustomGraphPass = CustomPartitionerFn = object  # type: ignore[assignment, misc]
+    CustomGraphPass = object  # type: ignore[assignment, misc]
 else:
     LACKING = ""
+try:
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+except ImportError:
+    CustomPartitionerFn = object  # type: ignore[assignment, misc]
 
+# What a backend needs beside the imports above, as "module:path"; and, under INDUCTOR, what the lowerings need: it is looked up
+# inside a compile, because to import it takes seconds. "()" in a path is an instance.
 SETTINGS = (
     "torch._dynamo.config:compiled_autograd",
-    "torch._functorch.config:activation_memory_budget",
-    "torch._inductor.config:custom_partitioner_fn",
     "torch._inductor.config:joint_custom_pre_pass",
     "torch._inductor.config:post_grad_custom_pre_pass",
 )
-# Used by what runs inside Inductor, and imported there: it takes seconds.
 INDUCTOR = (
-    "torch._guards:CompileContext.current_compile_id",
-    "torch._guards:TracingContext.try_get",
     "torch._inductor.config:cpp.enable_floating_point_contract_flag",
     "torch._inductor.config:cpu_backend",
-    "torch._inductor.graph:GraphLowering.decide_layout_opt",
-    "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
-    "torch._inductor.ir:ExternKernel.realize_input",
+    "torch._inductor.graph:GraphLowering().current_node",
+    "torch._inductor.ir:BaseView",
+    "torch._inductor.ir:ExternKernel",
+    "torch._inductor.ir:InputBuffer",
     "torch._inductor.ir:Pointwise.create",
+    "torch._inductor.ir:StorageBox",
     "torch._inductor.ir:TensorBox.realize",
     "torch._inductor.lowering:lowerings",
     "torch._inductor.lowering:register_lowering",
     "torch._inductor.virtualized:V",
     "torch._inductor.virtualized:ops",
 )
+# What `ste_compile.testing` needs more.
+TESTING = (
+    "torch._dynamo.config:accumulated_recompile_limit",
+    "torch._dynamo.config:recompile_limit",
+    "torch._functorch.aot_autograd:aot_export_joint_simple",
+    "torch._functorch.config:enable_autograd_cache",
+    "torch._inductor.config:emulate_precision_casts",
+    "torch._inductor.config:fallback_random",
+    "torch._inductor.config:fx_graph_cache",
+)
+# feature -> (what happens without it, what it needs)
+FEATURES = {
+    "regions": (
+        "cancelled surrogates stay in the forward, as with options={'deferred': False}",
+        (
+            "torch._functorch.config:activation_memory_budget",
+            "torch._inductor.config:custom_partitioner_fn",
+            "torch._inductor.custom_graph_pass:CustomPartitionerFn",
+            "torch._inductor.graph:GraphLowering.decide_layout_opt",
+            "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
+            "torch.fx._lazy_graph_module:_LazyGraphModule",
+        ),
+    ),
+    "effects": (
+        "nothing is cancelled in a graph that draws random numbers or updates what it reads",
+        (
+            "torch._inductor.graph:GraphLowering().additional_buffer_deps",
+            "torch._inductor.graph:GraphLowering.register_buffer",
+            "torch._inductor.graph:GraphLowering.register_operation",
+            "torch._inductor.graph:GraphLowering.try_get_buffer",
+            "torch._inductor.ir:Buffer.get_defining_op",
+            "torch._inductor.ir:ExternKernel.realize_input",
+            "torch._inductor.ir:NoneLayout",
+            "torch._inductor.scheduler:ExternKernelSchedulerNode.has_side_effects",
+        ),
+    ),
+    "reports": (
+        "nothing is recorded for reports, dumps and traces",
+        (
+            "torch._dynamo.utils:graph_break_reasons",
+            "torch._functorch._aot_autograd.descriptors:GradAOTOutput",
+            "torch._functorch._aot_autograd.logging_utils:get_aot_compilation_context",
+            "torch._guards:CompileContext.current_compile_id",
+            "torch._guards:TracingContext().ddp_optimizer_ctx",
+            "torch._guards:TracingContext().fw_metadata",
+            "torch._guards:TracingContext.try_get",
+            "torch._logging._internal:LazyTraceHandler",
+            "torch._logging._internal:trace_log",
+            "torch._logging._internal:trace_structured",
+        ),
+    ),
+    "counts": (
+        "`explain` counts no kernels and no bytes",
+        (
+            "torch._inductor.config:_post_fusion_custom_pass",
+            "torch._inductor.graph:GraphLowering().is_backward",
+            "torch._inductor.graph:GraphLowering().is_inference",
+            "torch._inductor.ir:InvokeSubgraph",
+            "torch._inductor.ir:MultiOutput",
+            "torch._inductor.scheduler:BaseSchedulerNode.get_nodes",
+            "torch._inductor.scheduler:BaseSchedulerNode.get_outputs",
+            "torch._inductor.scheduler:BaseSchedulerNode.get_read_write_buffer_accesses",
+            "torch._inductor.scheduler:ExternKernelSchedulerNode",
+            "torch._inductor.scheduler:NopKernelSchedulerNode",
+        ),
+    ),
+}
+failed: dict[str, str] = {}  # feature -> what went wrong when it was tried, "" in the place of the feature for a lowering
 
 ROUNDS_ON_REQUEST = TorchVersion(torch.__version__) >= "2.13"
 
@@ -73,6 +141,7 @@ __all__ = [
     "Kernel",
     "aot_autograd",
     "backward_is_traced",
+    "can",
     "channels_last",
     "check",
     "compilation",
@@ -80,6 +149,8 @@ __all__ = [
     "compiled_apart",
     "compiling_alone",
     "cut_indices",
+    "failed",
+    "fake_inputs",
     "forward_outputs",
     "get_hash_for_files",
     "graph_break_reason",
@@ -88,6 +159,7 @@ __all__ = [
     "is_stored",
     "joint_graph",
     "kernels",
+    "lower",
     "lowered_node",
     "min_cut_rematerialization_partition",
     "narrowed_to",
@@ -104,27 +176,58 @@ __all__ = [
 ]
 
 
-def check(names: Sequence[str] = ()) -> None:
+def check(names: Sequence[str] = SETTINGS) -> None:
     """Raise a `RuntimeError`, ahead of whatever would fail on it, where this torch is too old, or lacks a name that this file
-    imports or a setting it makes, or one of `names`."""
-    lacking = LACKING or next(filter(_is_missing, (*SETTINGS, *names)), "").replace(":", ".")
-    if lacking or TorchVersion(torch.__version__) < OLDEST:
-        found = f"this is torch {torch.__version__}{lacking and f', which lacks a private name: {lacking}'}"
+    imports at its top, or one of `names`, or cannot lower the operators."""
+    lacking = LACKING or next(filter(None, map(_missing, names)), "")
+    said = f", which lacks a private name: {lacking}" if lacking else f", which {failed['']}" if "" in failed else ""
+    if said or TorchVersion(torch.__version__) < OLDEST:
+        found = f"this is torch {torch.__version__}{said}"
         raise RuntimeError(f"ste-compile needs torch {OLDEST} or newer, and has been tried up to {NEWEST}; {found}")
 
 
 @functools.cache
-def _is_missing(name: str) -> bool:
+def can(feature: str) -> bool:
+    """Whether this torch has what a feature needs. Where it has not, a warning, the first time, says what is lost."""
+    lost, names = FEATURES[feature]
+    lacking = next(filter(None, map(_missing, names)), "")
+    if why := f"lacks a private name, {lacking}" if lacking else failed.get(feature, ""):
+        warnings.warn(f"ste_compile: torch {torch.__version__} {why}: {lost}", stacklevel=2)
+    return not why
+
+
+@functools.cache
+def _missing(name: str) -> str:
+    """The name, with a dot for its colon, where this torch lacks it; else ""."""
+    module, path = name.split(":")
     try:
-        pkgutil.resolve_name(name)
+        found: Any = importlib.import_module(module)
+        for each in path.split("."):
+            found = getattr(found, each.removesuffix("()"))
+            found = EMPTY[each](found) if each in EMPTY else found
     except (ImportError, AttributeError):
-        return True
-    return False
+        return f"{module}.{path}"
+    return ""
+
+
+def _empty_graph() -> GraphModule:
+    graph = Graph()
+    graph.output(())
+    return GraphModule({}, graph)
+
+
+# How to make an instance, whose attributes no class has.
+EMPTY: dict[str, Callable[[Any], Any]] = {
+    "GraphLowering()": lambda graph_lowering: graph_lowering(_empty_graph()),
+    "TracingContext()": lambda tracing_context: tracing_context(None),
+}
 
 
 def compilation() -> Any:
     """The compilation under way: Dynamo's id, and AOTAutograd's number, which never comes again and of which one Dynamo graph can
     have several (DDPOptimizer). None outside any. The backward has its forward's, however late it is compiled."""
+    from torch._functorch._aot_autograd.logging_utils import get_aot_compilation_context
+
     compile_id = torch._guards.CompileContext.current_compile_id()
     names, *_ = get_aot_compilation_context()  # ["0_forward"]
     return compile_id and (compile_id, *(name.split("_")[0] for name in names))
@@ -160,7 +263,9 @@ def cut_indices(gm: GraphModule) -> frozenset[int]:
 def partition_again(root: GraphModule, joint_graph: Graph, results: int) -> tuple[GraphModule, GraphModule]:
     """Stock's partition of what is no joint graph of AOTAutograd's, by memory traffic alone: a budget for what is kept has been
     met already."""
-    joint = _LazyGraphModule(root, joint_graph)  # or its code would be generated three times, for nobody to run (2.11 to 2.14)
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
+    joint = _LazyGraphModule(root, joint_graph)  # or its code would be generated three times, for nobody to run (2.11 to 2.15)
     with functorch_config.patch(activation_memory_budget=1.0):
         return min_cut_rematerialization_partition(joint, (), num_fwd_outputs=results)
 
@@ -177,6 +282,8 @@ def channels_last(gm: GraphModule) -> set[Node]:
 
 def forward_outputs(graph: Graph) -> list[Node]:
     """Of the results of a joint graph, those of the forward; of any other graph, all. AOTAutograd describes each (from 2.11)."""
+    from torch._functorch._aot_autograd.descriptors import GradAOTOutput
+
     output = graph.output_node()
     outputs: Any = output.args[0] if isinstance(output.args[0], (list, tuple)) else output.args
     describe = output.meta.get("desc") or [""] * len(outputs)
@@ -195,6 +302,8 @@ def saved(graph: Graph) -> list[Node]:
 
 def graph_break_reason(file: str, line: int) -> str:
     """Why Dynamo broke the graph at a line, in a sentence, and where that was if it was in a call made there; "" if unknown."""
+    from torch._dynamo import utils as dynamo_utils
+
     for reason in reversed(dynamo_utils.graph_break_reasons):
         stack = list(reason.user_stack)
         if any(frame.filename == file and frame.lineno == line for frame in stack):
@@ -208,11 +317,15 @@ def graph_break_reason(file: str, line: int) -> str:
 
 def trace_enabled() -> bool:
     """Whether TORCH_TRACE asks for structured artifacts. (Log capture, as pytest's, is a handler too, and asks for nothing.)"""
+    from torch._logging._internal import LazyTraceHandler, trace_log
+
     return any(isinstance(handler, LazyTraceHandler) for handler in trace_log.handlers)
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
     """A file among those that `tlparse` shows of the graph being compiled; nothing without TORCH_TRACE."""
+    from torch._logging._internal import trace_structured
+
     if trace_enabled():
         trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
 
@@ -240,7 +353,7 @@ def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, froz
         for inner in each.get_nodes():
             origins = frozenset(inner.node.get_origins()) if inner.node is not None else frozenset()
             made_by.update((buffer.get_name(), origins) for buffer in inner.get_outputs())
-        if isinstance(each, NopKernelSchedulerNode) or isinstance(each.node, ir.InvokeSubgraph):
+        if isinstance(each, NopKernelSchedulerNode) or isinstance(each.node, (ir.InvokeSubgraph, _reader())):
             continue  # (what a subgraph launches is scheduled there)
         if isinstance(each, ExternKernelSchedulerNode) and isinstance(each.node, ir.MultiOutput):
             continue  # one result of a kernel that is in the list itself
@@ -286,13 +399,44 @@ def is_stored(x: Any) -> bool:
 
 
 def run_after(x: Any, effects: Sequence[Any]) -> None:
-    """Have the scheduler compute an Inductor value in a kernel of its own, after `effects`, which are not dead then (2.11 on)."""
+    """Have the scheduler compute an Inductor value after `effects`, and call what they draw from or mutate, though nothing else
+    reads it. A generated kernel among `effects` may be dead: what it did besides its value was done by the library calls that it
+    reads, such as the one that takes seeds from the generator."""
     from torch._inductor import ir
     from torch._inductor.virtualized import V
 
     x.realize()
-    names = {ir.ExternKernel.realize_input(each).get_name() for each in effects}
-    V.graph.additional_star_deps[x.data.data.get_operation_name()].update(names)
+    names, calls = [ir.ExternKernel.realize_input(each).get_name() for each in effects], {}
+    while names:
+        buffer = V.graph.try_get_buffer(names.pop())
+        operation = buffer and buffer.get_defining_op()
+        if isinstance(operation, ir.ExternKernel):
+            calls[buffer.get_name()] = buffer
+        elif operation is not None:  # (an input has none)
+            names += operation.get_read_names()
+    reader = _reader()(None, ir.NoneLayout(device=x.get_device()), [*calls.values()])
+    name = V.graph.register_buffer(reader, set_name=True)
+    V.graph.register_operation(reader)
+    V.graph.additional_buffer_deps[x.data.data.get_operation_name()].add(name)
+
+
+@functools.cache
+def _reader() -> Any:
+    """A kernel that reads its inputs, is never dead, and has no code, as `ir.AssertScalar` (2.11 to 2.15). Until 2.14,
+    `V.graph.additional_star_deps` would do."""
+    from torch._inductor import ir
+
+    class Reader(ir.ExternKernel):
+        def should_allocate(self) -> bool:
+            return False
+
+        def has_side_effects(self) -> bool:
+            return True
+
+        def codegen(self, wrapper: Any) -> None:
+            pass
+
+    return Reader
 
 
 def narrowed_to(ops: Any, x: Any, dtype: torch.dtype) -> Any:
@@ -339,7 +483,7 @@ def compiling_alone() -> Iterator[None]:
     code was compiled too often, and under Inductor too random operators draw eager's numbers and 16-bit results are rounded where
     eager rounds them. Inductor else decides that anew in each kernel it fuses, so that no two graphs compare: a last bit becomes
     a step in a quantiser."""
-    check()
+    check((*SETTINGS, *TESTING))
     with (
         functorch_config.patch(enable_autograd_cache=False),
         inductor_config.patch(fx_graph_cache=False, fallback_random=True, emulate_precision_casts=True),
@@ -348,9 +492,33 @@ def compiling_alone() -> Iterator[None]:
         yield
 
 
+def fake_inputs(*shapes: tuple[int, ...]) -> list[Any]:
+    """Fake float32 tensors of these shapes, on the CPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        return [torch.ones(shape) for shape in shapes]
+
+
+def lower(gm: GraphModule, like: Any) -> None:
+    """Have Inductor lower and schedule a graph with fake values, of the fake mode of `like`, and generate no code."""
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+
+    inputs = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
+    lowering = GraphLowering(gm, example_inputs=inputs, shape_env=like.fake_mode.shape_env)
+    with V.set_fake_mode(like.fake_mode), V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
+        lowering.run(*inputs)
+        lowering._update_scheduler()
+
+
 def joint_graph(fn: Callable[..., Any], args: tuple[Any, ...]) -> GraphModule:
     """AOTAutograd's joint graph of a function that neither mutates an input nor returns one; it raises a RuntimeError else. Nodes
     keep what `torch.fx.traceback.current_meta` says when they are made."""
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+
     with torch.fx.traceback.preserve_node_meta():
         joint: Any = aot_export_joint_simple(fn, args, trace_joint=True)
     assert isinstance(joint, GraphModule)

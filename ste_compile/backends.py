@@ -12,8 +12,9 @@ from torch.fx import Graph, GraphModule
 
 from . import _torch, dump, record
 from . import numerics as levels
-from .hooks import check_deferred, guarded, inductor_options, run_joint, run_partition, run_post_grad
+from .hooks import guarded, run_joint, run_partition, run_post_grad
 from .numerics import Numerics
+from .options import check_deferred, inductor_options
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from . import _torch, record
 from . import numerics as levels
 from .backends import compile_with
 from .describe import bytes_of, figures, line, saved_by
-from .hooks import JOINT, POST_GRAD, chained, inductor_options
+from .hooks import JOINT, POST_GRAD
 from .numerics import Numerics
+from .options import chained, inductor_options
 from .report import Figures, Report
 from .state import modules_of, state_kept
 
@@ -63,13 +64,13 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     recorder, ours = record.Recorder(), _Meter()
     options = inductor_options(numerics=numerics)
     with record.recording(recorder):
-        _run(fn, args, kwargs, {**options, POST_FUSION: _plain(ours.scheduled)})
+        _run(fn, args, kwargs, {**options, **_after_fusion(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
             each.parts[kind] = counted | ours.totals.get((each.compilation, kind), Figures())
     stock = _StockMeter(recorder.records)
     hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
-    _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
+    _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
     stock.finish()
     return replace(recorder.report(), numerics=numerics)
 
@@ -77,6 +78,10 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A function of its own: Inductor deep-copies its config (2.13), with a bound method its object, but a function never."""
     return lambda argument: method(argument)
+
+
+def _after_fusion(look: Callable[[Any], Any]) -> dict[str, Any]:
+    return {POST_FUSION: _plain(look)} if _torch.can("counts") else {}
 
 
 class _Meter:

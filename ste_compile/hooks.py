@@ -13,15 +13,15 @@ import contextlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
 from . import _torch, dump, lowering, record
-from . import numerics as levels
 from .numerics import REMOVES, Numerics
 from .passes import CANCELLED, UNDONE, Outcome, Site, cancel, defer, fuse, recognise, release, tag
 
@@ -31,10 +31,12 @@ JOINT, PARTITION, POST_GRAD = "joint_custom_pre_pass", "custom_partitioner_fn", 
 def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
     """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Nothing is deferred to a backward that
     could not run it in a region."""
-    deferred = deferred and not _torch.backward_is_traced()
-    known = guarded(record.begin, graph, numerics, dump.recorders())
+    if REMOVES[numerics] and deferred:
+        deferred = not _torch.backward_is_traced() and _torch.can("regions")
+    known = guarded(record.begin, graph, numerics, dump.recorders()) if _torch.can("reports") else None
     sites = _chosen(recognise(graph))
-    outcomes = _reported(cancel(graph, sites, numerics, deferred=deferred))
+    can_keep = partial(_torch.can, "effects")
+    outcomes = _reported(cancel(graph, sites, numerics, deferred=deferred, can_keep=can_keep))
     for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
         if outcome.action == "left":
             tag(site, record.key(known, index))
@@ -70,7 +72,7 @@ def run_partition(
     """Partition a joint graph, and put into regions what `run_joint` deferred to the backward."""
     cancelled = joint.graph.output_node().meta.get(CANCELLED)
     forward, backward = partition(joint)
-    if cancelled:
+    if cancelled and _torch.can("regions"):
         backward = guarded(defer, forward, backward, _torch.partition_again, channels_last) or backward
     return forward, backward
 
@@ -79,7 +81,8 @@ def run_post_grad(graph: Graph) -> None:
     """Fuse, in place: what happens to a graph about to be compiled."""
     release(graph)
     outcomes = _reported(fuse(graph))
-    guarded(record.compiled, graph, outcomes)
+    if _torch.can("reports"):
+        guarded(record.compiled, graph, outcomes)
 
 
 def _reported(outcomes: list[Outcome]) -> list[Outcome]:
@@ -145,21 +148,6 @@ class PostGradPass(_torch.CustomGraphPass):
         return _uuid()
 
 
-class Chain(_torch.CustomGraphPass):
-    """Passes one after another in one hook. Torch 2.11 takes only a single pass there."""
-
-    def __init__(self, passes: Sequence[Any]) -> None:
-        self.passes = tuple(passes)
-
-    def __call__(self, graph: Graph) -> None:
-        for each in self.passes:
-            each(graph)
-
-    def uuid(self) -> Any:
-        ids = [each.uuid() if isinstance(each, _torch.CustomGraphPass) else None for each in self.passes]
-        return tuple(ids) if all(ids) else None  # one pass without an identity: not cached, as in stock
-
-
 def _uuid() -> bytes | None:
     """A hash of everything that decides what the passes do to a graph; None, which keeps it out of the caches, where they are
     watched: a graph from a cache runs no pass."""
@@ -168,56 +156,3 @@ def _uuid() -> bytes | None:
     here = Path(__file__).parent
     passes = Path(recognise.__code__.co_filename).parent
     return _torch.get_hash_for_files(tuple(map(str, sorted([*here.glob("*.py"), *passes.glob("*.py")]))))
-
-
-def inductor_options(
-    *, numerics: Numerics = "exact", deferred: bool = True, options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Options for `torch.compile` that add the passes to stock Inductor.
-
-    Args:
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
-        deferred: in training, run a cancelled surrogate when the backward needs it, and keep nothing for it until then. False:
-            run it where stock does, in the forward, and keep what stock keeps.
-        options: more Inductor options. Passes in them, or else in Inductor's config, run first, in the same hooks; a partitioner
-            is used in the place of stock's.
-
-    Returns:
-        `options` with the hooks filled.
-
-    Raises:
-        ValueError: `numerics` is not a level.
-        TypeError: `deferred` is not a bool.
-        RuntimeError: this torch is not supported.
-
-        >>> sorted(inductor_options(numerics="finite", options={"max_autotune": False}))
-        ['custom_partitioner_fn', 'joint_custom_pre_pass', 'max_autotune', 'post_grad_custom_pre_pass']
-    """
-    _torch.check()
-    check_deferred(deferred)
-    merged = dict(options or {})
-    theirs = {hook: merged.get(hook, getattr(_torch.inductor_config, hook)) for hook in (JOINT, PARTITION, POST_GRAD)}
-    merged[JOINT] = chained(theirs[JOINT], JointPass(levels.check(numerics), deferred))
-    merged[POST_GRAD] = chained(theirs[POST_GRAD], PostGradPass())
-    if REMOVES[numerics] and deferred:
-        merged[PARTITION] = Partitioner(theirs[PARTITION])
-    return merged
-
-
-def check_deferred(deferred: Any) -> bool:
-    if not isinstance(deferred, bool):
-        raise TypeError(f"deferred must be True or False, got {deferred!r}")
-    return deferred
-
-
-def chained(theirs: Any, last: Any) -> Any:
-    """One pass that runs `theirs` (None, a pass, or a list) without any of ours among them, then `last`."""
-    flat = [each for each in _flatten(theirs) if not isinstance(each, (JointPass, PostGradPass))]
-    return Chain([*flat, last]) if flat else last
-
-
-def _flatten(passes: Any) -> Iterator[Any]:
-    if isinstance(passes, Chain):
-        passes = passes.passes
-    for each in passes if isinstance(passes, (list, tuple)) else () if passes is None else (passes,):
-        yield from _flatten(each) if isinstance(each, (Chain, list, tuple)) else (each,)

@@ -139,7 +139,8 @@ def recording(*recorders: Recorder) -> Iterator[None]:
 @contextlib.contextmanager
 def compiling(gm: GraphModule, recorders: Sequence[Recorder] = ()) -> Iterator[None]:
     """Around the compilation of a graph from Dynamo, which alone knows which of its inputs are parameters."""
-    token = _inputs.set((_torch.parameter_indices(gm), _torch.cut_indices(gm)))
+    cut = _torch.cut_indices(gm) if _torch.can("reports") else frozenset()
+    token = _inputs.set((_torch.parameter_indices(gm), cut))
     try:
         with recording(*recorders):
             yield

@@ -46,6 +46,11 @@ def show(graph: Graph) -> str:
     return "\n".join([*lines, "out " + ", ".join(map(argument, outputs))])
 
 
+def name_of(node: torch.fx.Node) -> str:
+    """torch's name of a node; a detach marker's is "detach", where torch 2.15 calls it "alias"."""
+    return node.name.replace("alias", "detach")
+
+
 class _Name(str):
     """A node's name: printed bare, where a string argument is printed in quotes."""
 

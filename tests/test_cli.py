@@ -84,7 +84,7 @@ def test_json_on_standard_output_is_json_alone(cli):
         (["explain", "model.py:example", "--html", "no/such/out.html"], 2, "the folder of 'no/such/out.html' does not exist"),
         (["explain", "model.py:example", "--numerics", "fast"], 2, "invalid choice: 'fast'"),
         (["explain", "broken.py:example"], 1, "broken.py fails when it is imported:\nTraceback (most recent call last):\n  File"),
-        (["explain", "model.py:wrong_shape"], 1, "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (["explain", "model.py:wrong_shape"], 1, "mat1 and mat2 shapes cannot be multiplied"),
         (["explain", "model.py:not_compilable"], 3, "the model runs in eager, and its compilation fails:"),
         ([], 2, "explain | backends"),
     ),

@@ -5,12 +5,14 @@ import torch
 from ste_compile.passes import freed, needed, recognise
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .graphs import name_of
+
 
 def of(fn, cancelled, count=4):
     """Name of a node -> which site frees it."""
     graph = make_fx(fn, tracing_mode="fake")(*(torch.ones(4) for _ in range(count))).graph
     owner = freed(graph, recognise(graph), cancelled, graph.output_node().all_input_nodes)
-    return {node.name: index for node, index in owner.items()}
+    return {name_of(node): index for node, index in owner.items()}
 
 
 def three(h, s, t, u):

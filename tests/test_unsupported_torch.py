@@ -1,16 +1,36 @@
-"""On a torch that cannot be used: the package imports, models run in eager, and a backend says what is wrong in one error."""
+"""On a torch that cannot be used: the package imports, models run in eager, and a backend says what is wrong in one error. On one
+that lacks what a single feature needs, or is newer than any that was tried: the compile goes on without the feature."""
 
+import ast
+import importlib
+import multiprocessing
 import subprocess
 import sys
 import textwrap
+import types
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 import ste_compile
-from ste_compile import _torch
+from ste_compile import _torch, trial
 
 from .against_eager import seed
+from .private_names import outcome
+
+TREE = ast.parse(Path(_torch.__file__).read_text())
+# The imports at the top of `_torch.py`, but for modules: those cannot be hidden from one package alone.
+IMPORTED = [
+    f"{node.module}:{alias.name}"
+    for block in TREE.body if isinstance(block, ast.Try)
+    for node in block.body if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+    if not isinstance(getattr(importlib.import_module(node.module), alias.name), types.ModuleType)
+]  # fmt: skip
+FEATURES = {name: feature for feature, (_, names) in _torch.FEATURES.items() for name in names}
+CORE = [name for name in (*IMPORTED, *_torch.SETTINGS, *_torch.INDUCTOR) if name not in FEATURES]
 
 
 def compiled(backend, **kwargs):
@@ -18,12 +38,25 @@ def compiled(backend, **kwargs):
     return torch.compile(seed, backend=backend, **kwargs)(torch.ones(2), torch.ones(2))
 
 
-def test_a_name_that_is_missing_at_import_is_named_at_the_backend_call():
-    """Given a torch without a private name, importing works, the oracle runs, and every way to compile names what is missing.
+@pytest.fixture(scope="module")
+def without():
+    """`outcome` in a process of its own, forked from one that has imported torch and not this package."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._inductor.compile_fx", "torch._dynamo.backends.common"])
+
+    def call(name, what="train"):
+        with context.Pool(1) as pool:
+            return pool.apply(outcome, (name, what))
+
+    return call
+
+
+def test_every_way_to_compile_names_what_is_missing():
+    """Given a torch without a private name, importing works, the oracle runs, and every way to compile gives the error.
     Breaks if a private import escapes the guarded block of `_torch.py`, or a backend does not check first."""
     script = """
-        import torch, torch._functorch._aot_autograd.descriptors as descriptors, torch._functorch.aot_autograd
-        del descriptors.GradAOTOutput
+        import torch, torch._inductor.custom_graph_pass as custom_graph_pass
+        del custom_graph_pass.get_hash_for_files
         import ste_compile
         x = torch.ones(2)
         assert ste_compile.ste_forward(x, x).equal(x)
@@ -33,25 +66,64 @@ def test_a_name_that_is_missing_at_import_is_named_at_the_backend_call():
             try:
                 way()
             except RuntimeError as error:
-                assert f"tried up to 2.14; this is torch {torch.__version__}, which lacks" in str(error), error
-                assert "cannot import name 'GradAOTOutput'" in str(error), error
+                assert f"tried up to {ste_compile._torch.NEWEST}; this is torch {torch.__version__}, which lacks" in str(error), error
+                assert "cannot import name 'get_hash_for_files'" in str(error), error
             else:
                 raise AssertionError(way)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
-@pytest.mark.parametrize("name", ("graph.GraphLowering.decide_layout_opt", "virtualized.V"))
-def test_a_name_that_is_missing_inside_inductor_is_named(monkeypatch, name):
-    """Given a torch whose Inductor lacks a name, the error is ours, and not one of the pass that failed and was skipped.
-    Breaks if the names used inside Inductor are not checked ahead of the passes."""
-    monkeypatch.setenv("STE_COMPILE_STRICT", "0")
-    _torch._is_missing.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.delattr(f"torch._inductor.{name}")
-        with pytest.raises(RuntimeError, match=f"which lacks a private name: torch._inductor.{name}"):
-            ste_compile.hooks.JointPass("exact")(torch.fx.Graph())
-    _torch._is_missing.cache_clear()
+@pytest.mark.parametrize("name", CORE)
+def test_without_a_name_that_all_needs_there_is_one_error(without, name):
+    """Breaks if a name is not asked for ahead of what would fail on it."""
+    error, _ = without(name)
+    path = name.replace(":", ".").rpartition(".")[2]
+    assert "ste-compile needs torch 2.11 or newer, and has been tried up to" in error and path in error, error
+
+
+@pytest.mark.parametrize("name", [name for name, feature in FEATURES.items() if feature != "counts"])
+def test_without_a_name_that_a_feature_needs_the_compile_goes_on(without, name):
+    """Given such a torch, values and gradients are eager's, and one warning says what is lost.
+    Breaks if a feature uses a name that is not on its list, or is used where it was found missing."""
+    error, (warning, *more) = without(name)
+    assert not error and not more and name.replace(":", ".") in warning and warning.endswith(_torch.FEATURES[FEATURES[name]][0])
+
+
+@pytest.mark.parametrize("name", [name for name, feature in FEATURES.items() if feature == "counts"])
+def test_without_a_name_that_counting_needs_sites_are_reported(without, name):
+    error, warnings = without(name, "explain")
+    assert not error and any(name.replace(":", ".") + ": `explain` counts no" in each for each in warnings)
+
+
+@pytest.mark.parametrize("name", _torch.TESTING)
+def test_without_a_name_that_testing_needs_there_is_one_error(without, name):
+    error, _ = without(name, "testing")
+    assert f"which lacks a private name: {name.replace(':', '.')}" in error
+
+
+def test_every_private_name_is_on_a_list():
+    """Breaks if a function of `_torch.py` imports a private name that nothing asks for first."""
+    listed = {name.split(".", 1)[0] if ":" not in name else name.replace("()", "") for name in (*CORE, *FEATURES, *_torch.TESTING)}
+    firsts = {f"{module}:{path.split('.')[0]}" for module, path in (name.split(":") for name in listed)}
+    used = {
+        f"{node.module}:{alias.name}"
+        for function in ast.walk(TREE) if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function) if isinstance(node, ast.ImportFrom) and node.module and "._" in node.module
+        for alias in node.names
+    }  # fmt: skip
+    # Modules whose names are on a list; an empty answer without it; and the trials', which are skipped where they do not work.
+    modules = {"torch._inductor:ir", "torch._dynamo:utils"}
+    trials = {"torch._subclasses.fake_tensor:FakeTensorMode", "torch._inductor.debug:DebugContext"}
+    assert used - firsts - modules - trials == set()
+
+
+def test_every_name_is_there():
+    """Breaks if a name in the lists is misspelt, or has moved in this torch."""
+    _torch.check((*_torch.SETTINGS, *_torch.INDUCTOR, *_torch.TESTING))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(map(_torch.can, _torch.FEATURES))
 
 
 @pytest.mark.parametrize("version, works", (("2.10.1", False), ("2.11.0", True), ("2.99.0", True)))
@@ -61,10 +133,50 @@ def test_an_old_torch_is_refused_and_a_newer_one_is_tried(monkeypatch, version, 
     if works:
         assert torch.equal(compiled("ste_aot_eager"), torch.ones(2))
     else:
-        with pytest.raises(Exception, match=r"needs torch 2.11 or newer, and has been tried up to 2.14; this is torch 2.10.1\n"):
+        with pytest.raises(Exception, match=r"needs torch 2.11 or newer, and has been tried up to \S+; this is torch 2.10.1\n"):
             compiled("ste_aot_eager")
 
 
-def test_every_name_is_there():
-    """Breaks if a name in the list is misspelt, or has moved in this torch."""
-    _torch.check(_torch.INDUCTOR)
+@pytest.fixture
+def untried(monkeypatch):
+    """A torch newer than any that was tried."""
+    monkeypatch.setattr(_torch, "NEWEST", "2.10")
+    monkeypatch.setattr(_torch, "failed", {})
+    for cached in (trial.try_all, _torch.can):
+        cached.cache_clear()
+    yield
+    for cached in (trial.try_all, _torch.can):
+        cached.cache_clear()
+
+
+def test_every_trial_works_here(untried):
+    """Breaks if a trial fails on a torch where the feature works: it would be lost on the next one."""
+    for each in (trial.CONTROL, *trial.TRIALS.values()):
+        trial.attempt(*each)
+    trial.check()
+    assert _torch.failed == {} and trial.try_all.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize("feature, broken", (("effects", "run_after"), ("regions", "partition_again"), ("", "is_stored")))
+def test_what_fails_a_trial_is_done_without(untried, monkeypatch, feature, broken):
+    """Given a newer torch on which a private function fails, though every name is there: a feature is lost with one warning, the
+    lowering with the one error. Breaks if what failed is used."""
+    monkeypatch.setenv("STE_COMPILE_STRICT", "0")
+    monkeypatch.setattr(f"ste_compile._torch.{broken}", lambda *args: 1 / 0)
+    if feature:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ste_compile.inductor_options(numerics="finite")
+        _torch.can.cache_clear()
+        with pytest.warns(UserWarning, match="failed a trial"):
+            assert not _torch.can(feature)
+    else:
+        with pytest.raises(RuntimeError, match=r"which failed a trial \(.*division by zero"):
+            ste_compile.inductor_options()
+
+
+def test_a_trial_that_cannot_be_made_decides_nothing(untried, monkeypatch):
+    """Breaks if a torch on which graphs are lowered by other names is refused."""
+    monkeypatch.setattr("ste_compile._torch.lower", lambda *args: 1 / 0)
+    trial.check()
+    assert _torch.failed == {}

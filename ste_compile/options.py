@@ -1,0 +1,84 @@
+"""Options of stock Inductor that hold the passes, beside whatever passes are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.fx import Graph
+
+from . import _torch, trial
+from . import numerics as levels
+from .hooks import JOINT, PARTITION, POST_GRAD, JointPass, Partitioner, PostGradPass
+from .numerics import REMOVES, Numerics
+
+
+def inductor_options(
+    *, numerics: Numerics = "exact", deferred: bool = True, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Options for `torch.compile` that add the passes to stock Inductor.
+
+    Args:
+        numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+        deferred: in training, run a cancelled surrogate when the backward needs it, and keep nothing for it until then. False:
+            run it where stock does, in the forward, and keep what stock keeps.
+        options: more Inductor options. Passes in them, or else in Inductor's config, run first, in the same hooks; a partitioner
+            is used in the place of stock's.
+
+    Returns:
+        `options` with the hooks filled.
+
+    Raises:
+        ValueError: `numerics` is not a level.
+        TypeError: `deferred` is not a bool.
+        RuntimeError: this torch is not supported.
+
+        >>> sorted(inductor_options(numerics="finite", options={"max_autotune": False}))
+        ['custom_partitioner_fn', 'joint_custom_pre_pass', 'max_autotune', 'post_grad_custom_pre_pass']
+    """
+    trial.check()
+    check_deferred(deferred)
+    merged = dict(options or {})
+
+    def theirs(hook: str) -> Any:
+        return merged.get(hook, getattr(_torch.inductor_config, hook))
+
+    merged[JOINT] = chained(theirs(JOINT), JointPass(levels.check(numerics), deferred))
+    merged[POST_GRAD] = chained(theirs(POST_GRAD), PostGradPass())
+    if REMOVES[numerics] and deferred and _torch.can("regions"):
+        merged[PARTITION] = Partitioner(theirs(PARTITION))
+    return merged
+
+
+def check_deferred(deferred: Any) -> bool:
+    if not isinstance(deferred, bool):
+        raise TypeError(f"deferred must be True or False, got {deferred!r}")
+    return deferred
+
+
+def chained(theirs: Any, last: Any) -> Any:
+    """One pass that runs `theirs` (None, a pass, or a list) without any of ours among them, then `last`."""
+    flat = [each for each in _flatten(theirs) if not isinstance(each, (JointPass, PostGradPass))]
+    return Chain([*flat, last]) if flat else last
+
+
+def _flatten(passes: Any) -> Iterator[Any]:
+    if isinstance(passes, Chain):
+        passes = passes.passes
+    for each in passes if isinstance(passes, (list, tuple)) else () if passes is None else (passes,):
+        yield from _flatten(each) if isinstance(each, (Chain, list, tuple)) else (each,)
+
+
+class Chain(_torch.CustomGraphPass):
+    """Passes one after another in one hook. Torch 2.11 takes only a single pass there."""
+
+    def __init__(self, passes: Sequence[Any]) -> None:
+        self.passes = tuple(passes)
+
+    def __call__(self, graph: Graph) -> None:
+        for each in self.passes:
+            each(graph)
+
+    def uuid(self) -> Any:
+        ids = [each.uuid() if isinstance(each, _torch.CustomGraphPass) else None for each in self.passes]
+        return tuple(ids) if all(ids) else None  # one pass without an identity: not cached, as in stock
