@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 from ..numerics import REMOVES, Numerics
 from .defer import CANCELLED
 from .effects import effects, keep
 from .recognise import Outcome, Site
-from .replace import Refused, replace_with_value
+from .replace import Refused, Rewrites, replace_with_value
 from .values import aten
 
 
@@ -59,23 +59,29 @@ def _drop_assertions(graph: Graph) -> None:
 
 
 def _cancel(graph: Graph, sites: list[Site], numerics: Numerics) -> list[Outcome]:
+    rewrites = Rewrites(graph)
     outcomes: list[Outcome] = []
-    dropped: set[Node] = set()
-    for site in reversed(sites):  # last first: a site inside another's surrogate goes with it
-        if site.root in dropped:
-            outcomes.append(Outcome(site.root, "cancelled", "only another cancelled site used it"))
-        elif site.refusal:
-            outcomes.append(Outcome(site.root, "left", site.refusal))
-        elif site.needs not in REMOVES[numerics]:
-            outcomes.append(Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}"))
-        else:
-            try:
-                result, unused = replace_with_value(graph, site.root, site.value, site.negated)
-                dropped |= unused
-                outcomes.append(Outcome(result, "cancelled", f"permitted by numerics={numerics!r}"))
-            except Refused as refusal:
-                outcomes.append(Outcome(site.root, "left", str(refusal)))
-            except Exception as error:
-                error.add_note(f"at the site {site.root.format_node()}")
-                raise
-    return outcomes[::-1]
+    try:
+        for site in sites:
+            outcomes.append(_outcome(rewrites, site, numerics))
+    finally:
+        dropped = rewrites.finish()
+    return [
+        Outcome(each.result, "cancelled", "only another cancelled site used it") if each.result in dropped else each
+        for each in outcomes
+    ]
+
+
+def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
+    if site.refusal:
+        return Outcome(site.root, "left", site.refusal)
+    if site.needs not in REMOVES[numerics]:
+        return Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}")
+    try:
+        result = replace_with_value(rewrites, site.root, site.value, site.negated)
+        return Outcome(result, "cancelled", f"permitted by numerics={numerics!r}")
+    except Refused as refusal:
+        return Outcome(site.root, "left", str(refusal))
+    except Exception as error:
+        error.add_note(f"at the site {site.root.format_node()}")
+        raise

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node, map_arg
 
 from . import _torch, report, source
 from .passes import REGION, Site, cast_chain
-from .passes.replace import storages
+from .passes.memory import storages
 from .passes.values import COPIES, MARKERS, arg, fake, hint, is_cast, is_collective, is_matmul, is_pure
 
 SHORT = {
