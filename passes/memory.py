@@ -9,6 +9,7 @@ anew, every site that is itself a result would cost a look at all inputs and res
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -29,10 +30,38 @@ class Move(NamedTuple):
     after: frozenset[Any]
 
 
+# A tensor of these layouts has no storage of its own, but those of its parts, which it may share.
+PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
 def storages(node: Node) -> frozenset[Any]:
     """Identities of the memory that a node's fake tensors are in."""
-    leaves = tree_leaves(node.meta.get("val"))
-    return frozenset(leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return frozenset(stored(node))
+
+
+def stored(node: Node) -> dict[Any, torch.UntypedStorage]:
+    """The memory that a node's fake tensors are in, by its identity."""
+    leaves = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+    return {storage._cdata: storage for leaf in leaves for storage in _storages(leaf)}
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    if hasattr(value, "__tensor_flatten__"):  # a subclass made of other tensors: the storage it shows is empty
+        names, _ = value.__tensor_flatten__()
+        parts = [getattr(value, name) for name in names]
+    else:
+        parts = [getattr(value, name)() for name in PARTS.get(value.layout, ())]
+    for part in parts:
+        yield from _storages(part)
+    if not parts:
+        with contextlib.suppress(NotImplementedError):  # opaque to torch itself (mkldnn until 2.13): nothing views it
+            yield value.untyped_storage()
 
 
 def views(root: Node) -> Iterator[Node]:

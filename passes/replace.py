@@ -19,7 +19,7 @@ from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_leaves
 
-from .memory import Memory, Move, storages, views
+from .memory import PARTS, Memory, Move, storages, views
 from .values import aten, fake, hint, is_pure, prims, tensor
 
 UNDONE = "its rewrite was undone"  # how the reason of an outcome begins where the check after the rewrite failed
@@ -55,7 +55,7 @@ class Rewrites:
     @cached_property
     def sizes(self) -> dict[Any, Node]:
         """Expression of a symbolic size -> the first node that holds it."""
-        held = [(known.node.expr, node) for node in self.order if isinstance(known := node.meta.get("val"), torch.SymInt)]
+        held = [(_expression(known), node) for node in self.order if isinstance(known := node.meta.get("val"), torch.SymInt)]
         return dict(reversed(held))
 
     def finish(self) -> set[Node]:
@@ -141,6 +141,8 @@ def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node
         value = emit(graph, root, aten.full.default, (_sizes(rewrites, root), -value if negated else value), options)
     elif fake(value).device != want.device:
         raise Refused(f"the value is on {fake(value).device}, the result on {want.device}")
+    elif fake(value).layout != want.layout:
+        raise Refused(f"the value is {fake(value).layout}, the result {want.layout}")
     elif negated:
         value = emit(graph, root, aten.neg.default, (value,))
     if fake(value).dtype != want.dtype:
@@ -187,7 +189,9 @@ def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
 
 
 def same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal strides wherever a dimension has more than one element, which is where a stride is seen."""
+    """Equal strides wherever a dimension has more than one element, which is where a stride is seen. Sparse tensors have none."""
+    if left.layout is not right.layout or left.layout in PARTS:
+        return left.layout is right.layout
     pairs = zip(left.stride(), right.stride(), right.shape)
     return all(statically_known_true(size == 1) or statically_known_true(a == b) for a, b, size in pairs)
 
@@ -207,11 +211,16 @@ def _size(rewrites: Rewrites, root: Node, size: Any) -> Any:
     if isinstance(size, int):
         return size
     sizes, order = rewrites.sizes, rewrites.order
-    held = [sizes[size.node.expr]] if size.node.expr in sizes else sizes.values()
+    known = sizes.get(_expression(size))
+    held = sizes.values() if known is None else [known]
     for node in held:
         if order[node] < order[root] and statically_known_true(node.meta["val"] == size):
             return node
     raise Refused(f"the size {size} of the result is known only from a surrogate")
+
+
+def _expression(size: torch.SymInt) -> Any:
+    return getattr(size.node, "expr", size.node)  # the length of a jagged dimension has none, and is only equal to itself
 
 
 def _restride(graph: Graph, root: Node, value: Node) -> Node:
