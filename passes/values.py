@@ -71,9 +71,11 @@ def is_cast(node: Any) -> bool:
 
 
 def is_backward(node: Node) -> bool:
-    """Whether a node of a joint graph belongs to the backward by what AOTAutograd says of it."""
-    if node.op == "placeholder":
-        return "tangents" in str(node.target)
+    """Whether a node of a joint graph belongs to the backward by what AOTAutograd says of it. Of its inputs the tangents do: it
+    tags them too (2.11 to 2.15). By name alone they would also be found in an inference graph, whose inputs have any name; by tag
+    alone, all inputs of a nested region that was partitioned in a backward."""
+    if node.op == "placeholder" and "tangents" not in str(node.target):
+        return False
     return str(node.meta.get("partitioner_tag", "")).endswith("backward")
 
 

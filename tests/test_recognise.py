@@ -6,8 +6,9 @@ import operator
 
 import pytest
 import torch
-from ste_compile.passes import Outcome, number_values, recognise
+from ste_compile.passes import Outcome, cancel, number_values, recognise
 from ste_compile.passes.linear_form import LIMIT, Form
+from ste_compile.passes.values import is_backward
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
@@ -144,7 +145,23 @@ def test_the_backward_is_not_looked_at():
     """Given what is computed from a tangent, it is no site, whatever it looks like. Broken by: `recognise` losing what comes after
     the first node of the backward; seen to fail."""
     graph = make_fx(lambda h, s, tangents_1: (h * s, tangents_1.sin() + (s - s.detach())))(*(torch.ones(4) for _ in range(3))).graph
+    graph.find_nodes(op="placeholder")[2].meta["partitioner_tag"] = "is_backward"
     assert not recognise(graph)
+
+
+def test_only_a_joint_graph_has_tangents():
+    """Given an exported program, decomposed or not, whose inputs are named as AOTAutograd names tangents, what is computed from them
+    is the forward, and its sites are found. Broken by: `is_backward` going by the name; seen to fail."""
+
+    class Model(torch.nn.Module):
+        def forward(self, tangents_1, tangents_x, tangents):
+            return tangents_1.sin() + (tangents_x * tangents - (tangents_x * tangents).detach())
+
+    program = torch.export.export(Model(), tuple(torch.ones(4) for _ in range(3)))
+    for graph in (program.graph, program.run_decompositions().graph):
+        (site,) = recognise(graph)
+        assert site.value.name == "sin" and not any(map(is_backward, graph.nodes))
+        assert [outcome.action for outcome in cancel(graph, [site], "finite")] == ["cancelled"]
 
 
 def test_the_sum_of_two_zeros_is_one():
