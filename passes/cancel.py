@@ -12,7 +12,9 @@ joint graphs, inference graphs and partitioned forwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 from torch.fx import Graph
 
@@ -27,8 +29,9 @@ from .values import aten
 def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred: bool = True) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
-    A site is rewritten whole or not at all; what is random or mutates in a surrogate stays in the forward (see `effects`), and
-    where not `deferred`, so does all that the backward will read of it.
+    A site is rewritten whole or not at all: one whose rewrite fails is left, and its outcome has the error. What is random or
+    mutates in a surrogate stays in the forward (see `effects`), and where not `deferred`, so does all that the backward will read
+    of it.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
@@ -43,12 +46,24 @@ def cancel(graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred:
     if sites and REMOVES[numerics]:
         _drop_assertions(graph)
     before = effects(graph, all_of_it=not deferred) if sites and REMOVES[numerics] else {}
-    try:
-        outcomes = _cancel(graph, sites, numerics)
-    finally:  # also for the sites that were cancelled before another one failed
-        keep(graph, before)
+    rewrites = Rewrites(graph)
+    outcomes = [_outcome(rewrites, site, numerics) for site in sites]
     graph.output_node().meta[CANCELLED] = any(outcome.action == "cancelled" for outcome in outcomes)
-    return outcomes
+    failed: list[Exception] = []  # whatever fails from here on, the sites above are cancelled, and their effects are kept
+    dropped = _tried(failed, rewrites.finish) or ()
+    _tried(failed, keep, graph, before)
+    outcomes = [
+        replace(each, action="cancelled", reason="only another cancelled site used it") if each.result in dropped else each
+        for each in outcomes
+    ]
+    return [*outcomes[:-1], *(replace(each, error=each.error or next(iter(failed), None)) for each in outcomes[-1:])]
+
+
+def _tried(failed: list[Exception], step: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return step(*args)
+    except Exception as error:
+        failed.append(error)
 
 
 def _drop_assertions(graph: Graph) -> None:
@@ -56,20 +71,6 @@ def _drop_assertions(graph: Graph) -> None:
     Inductor checks it no more than that (2.13)."""
     for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
         graph.erase_node(node)
-
-
-def _cancel(graph: Graph, sites: list[Site], numerics: Numerics) -> list[Outcome]:
-    rewrites = Rewrites(graph)
-    outcomes: list[Outcome] = []
-    try:
-        for site in sites:
-            outcomes.append(_outcome(rewrites, site, numerics))
-    finally:
-        dropped = rewrites.finish()
-    return [
-        Outcome(each.result, "cancelled", "only another cancelled site used it") if each.result in dropped else each
-        for each in outcomes
-    ]
 
 
 def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
@@ -84,4 +85,4 @@ def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
         return Outcome(site.root, "left", str(refusal))
     except Exception as error:
         error.add_note(f"at the site {site.root.format_node()}")
-        raise
+        return Outcome(site.root, "left", f"its rewrite failed: {error!r}", error=error)

@@ -72,7 +72,7 @@ def fuse(graph: Graph) -> list[Outcome]:
             outcomes.append(Outcome(root, "left", str(mismatch), mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
-            raise
+            outcomes.append(Outcome(root, "left", f"its rewrite failed: {error!r}", mark["key"], error))
     return outcomes[::-1]
 
 

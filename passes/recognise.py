@@ -55,12 +55,13 @@ class Site:
 @dataclass(frozen=True)
 class Outcome:
     """What was done about a site: `action` is "cancelled", "fused" or "left", and `reason` says why. `result` is the node that
-    holds the site's result now; `key` is what `tag` was given."""
+    holds the site's result now; `key` is what `tag` was given; `error` is what went wrong in the pass on the way."""
 
     result: Node
     action: str
     reason: str
     key: Any = None
+    error: Exception | None = None
 
 
 @dataclass

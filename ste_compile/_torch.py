@@ -31,7 +31,7 @@ try:
     from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor_config
-    from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn, get_hash_for_files
+    from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
     from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
     from torch.fx._lazy_graph_module import _LazyGraphModule
 except ImportError as error:  # a model may import `ste_forward`, which needs none of them, and run in eager
@@ -81,7 +81,6 @@ __all__ = [
     "compiling_alone",
     "cut_indices",
     "forward_outputs",
-    "get_hash_for_files",
     "graph_break_reason",
     "inductor_config",
     "inductor_ir",

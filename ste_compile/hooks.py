@@ -10,12 +10,16 @@ Inductor's caches keep working: a pass's `uuid` hashes this package's sources an
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import importlib.util
 import itertools
 import os
+import pkgutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -33,13 +37,18 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
     could not run it in a region."""
     deferred = deferred and not _torch.backward_is_traced()
     known = guarded(record.begin, graph, numerics, dump.recorders())
-    sites = _chosen(recognise(graph))
-    outcomes = _reported(cancel(graph, sites, numerics, deferred=deferred))
-    for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
-        if outcome.action == "left":
-            tag(site, record.key(known, index))
-    if known:
-        guarded(record.end, known, graph, sites, outcomes)
+    sites: tuple[Site, ...] = ()
+    outcomes: list[Outcome] = []
+    try:
+        found = _chosen(recognise(graph))
+        outcomes, sites = cancel(graph, found, numerics, deferred=deferred), found
+        _report_failures(run_joint, outcomes)
+        for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
+            if outcome.action == "left":
+                tag(site, record.key(known, index))
+    finally:  # what was done is reported, whatever failed then
+        if known:
+            guarded(record.end, known, graph, sites, outcomes)
 
 
 _only: ContextVar[tuple[int, Iterator[int]] | None] = ContextVar("ste_compile_only", default=None)
@@ -78,19 +87,21 @@ def run_partition(
 def run_post_grad(graph: Graph) -> None:
     """Fuse, in place: what happens to a graph about to be compiled."""
     release(graph)
-    outcomes = _reported(fuse(graph))
+    outcomes = fuse(graph)
+    _report_failures(run_post_grad, outcomes)
     guarded(record.compiled, graph, outcomes)
 
 
-def _reported(outcomes: list[Outcome]) -> list[Outcome]:
-    """Warn of each rewrite that failed its check and was undone. STE_COMPILE_STRICT=1 raises."""
+def _report_failures(run: Callable[..., Any], outcomes: list[Outcome]) -> None:
+    """Warn of each rewrite that failed, or failed its check and was undone. STE_COMPILE_STRICT=1 raises."""
     for outcome in outcomes:
+        if outcome.error:
+            _skipped(run, outcome.error)
         if outcome.reason.startswith(UNDONE):
             message = f"ste_compile: at {outcome.result.name}, {outcome.reason}"
             if os.environ.get("STE_COMPILE_STRICT") == "1":
                 raise AssertionError(message)
             warnings.warn(message, stacklevel=2)
-    return outcomes
 
 
 def guarded(run: Callable[..., Any], *args: Any) -> Any:
@@ -98,10 +109,14 @@ def guarded(run: Callable[..., Any], *args: Any) -> Any:
     try:
         return run(*args)
     except Exception as error:
-        if os.environ.get("STE_COMPILE_STRICT") == "1":
-            raise
-        where = " ".join(getattr(error, "__notes__", []))
-        warnings.warn(f"ste_compile: {run.__name__} failed and was skipped: {error!r} {where}", stacklevel=2)
+        _skipped(run, error)
+
+
+def _skipped(run: Callable[..., Any], error: Exception) -> None:
+    if os.environ.get("STE_COMPILE_STRICT") == "1":
+        raise error
+    where = " ".join(getattr(error, "__notes__", []))
+    warnings.warn(f"ste_compile: {run.__name__} failed and was skipped: {error!r} {where}", stacklevel=3)
 
 
 class JointPass(_torch.CustomGraphPass):
@@ -165,9 +180,26 @@ def _uuid() -> bytes | None:
     watched: a graph from a cache runs no pass."""
     if record.wanted() or dump.recorders():
         return None
-    here = Path(__file__).parent
-    passes = Path(recognise.__code__.co_filename).parent
-    return _torch.get_hash_for_files(tuple(map(str, sorted([*here.glob("*.py"), *passes.glob("*.py")]))))
+    return _identity()
+
+
+@functools.cache
+def _identity() -> bytes | None:
+    """A hash of the modules of this package and of its passes, as they were loaded: sources, or else what a package without them
+    has (`.pyc` files, a zip). None where there is nothing to hash."""
+    digest = hashlib.sha256()
+    for package in (__package__, recognise.__module__.rpartition(".")[0]):
+        modules = [*pkgutil.iter_modules(sys.modules[package].__path__)]
+        for name in sorted(f"{package}.{module.name}" for module in modules):
+            spec = importlib.util.find_spec(name)
+            try:
+                code: Any = spec.loader.get_data(spec.origin)  # type: ignore[union-attr]
+            except (AttributeError, OSError, TypeError):
+                return None
+            digest.update(name.encode() + code)
+        if not modules:
+            return None
+    return digest.digest()
 
 
 def inductor_options(
