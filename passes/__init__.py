@@ -16,7 +16,7 @@ from .effects import release
 from .freed import freed, needed
 from .fuse import cast_chain, fuse, tag
 from .recognise import Outcome, Site, recognise
-from .replace import UNDONE, Refused, replace_with_value
+from .replace import UNDONE, Refused, Rewrites, replace_with_value
 from .values import number_values
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "UNDONE",
     "Outcome",
     "Refused",
+    "Rewrites",
     "Site",
     "cancel",
     "cast_chain",

@@ -13,14 +13,16 @@ joint graphs, inference graphs and partitioned forwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 from ..numerics import REMOVES, Numerics
 from .defer import CANCELLED
 from .effects import effects, keep
 from .recognise import Outcome, Site
-from .replace import Refused, replace_with_value
+from .replace import Refused, Rewrites, replace_with_value
 from .values import aten
 
 
@@ -29,9 +31,10 @@ def cancel(
 ) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
-    A site is rewritten whole or not at all; what is random or mutates in a surrogate stays in the forward (see `effects`), and
-    where not `deferred`, so does all that the backward will read of it. Where the compiler can keep nothing there (not
-    `can_keep`, asked if a graph has any such node), every site of the graph is left.
+    A site is rewritten whole or not at all: one whose rewrite fails is left, and its outcome has the error. What is random or
+    mutates in a surrogate stays in the forward (see `effects`), and where not `deferred`, so does all that the backward will read
+    of it. Where the compiler can keep nothing there (not `can_keep`, asked if a graph has any such node), every site of the graph
+    is left.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
@@ -48,12 +51,24 @@ def cancel(
     before = effects(graph, all_of_it=not deferred) if sites and REMOVES[numerics] else {}
     if before and not can_keep():
         return [Outcome(site.root, "left", "this torch would lose what a surrogate does besides its value") for site in sites]
-    try:
-        outcomes = _cancel(graph, sites, numerics)
-    finally:  # also for the sites that were cancelled before another one failed
-        keep(graph, before)
+    rewrites = Rewrites(graph)
+    outcomes = [_outcome(rewrites, site, numerics) for site in sites]
     graph.output_node().meta[CANCELLED] = any(outcome.action == "cancelled" for outcome in outcomes)
-    return outcomes
+    failed: list[Exception] = []  # whatever fails from here on, the sites above are cancelled, and their effects are kept
+    dropped = _tried(failed, rewrites.finish) or ()
+    _tried(failed, keep, graph, before)
+    outcomes = [
+        replace(each, action="cancelled", reason="only another cancelled site used it") if each.result in dropped else each
+        for each in outcomes
+    ]
+    return [*outcomes[:-1], *(replace(each, error=each.error or next(iter(failed), None)) for each in outcomes[-1:])]
+
+
+def _tried(failed: list[Exception], step: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return step(*args)
+    except Exception as error:
+        failed.append(error)
 
 
 def _drop_assertions(graph: Graph) -> None:
@@ -63,24 +78,16 @@ def _drop_assertions(graph: Graph) -> None:
         graph.erase_node(node)
 
 
-def _cancel(graph: Graph, sites: list[Site], numerics: Numerics) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    dropped: set[Node] = set()
-    for site in reversed(sites):  # last first: a site inside another's surrogate goes with it
-        if site.root in dropped:
-            outcomes.append(Outcome(site.root, "cancelled", "only another cancelled site used it"))
-        elif site.refusal:
-            outcomes.append(Outcome(site.root, "left", site.refusal))
-        elif site.needs not in REMOVES[numerics]:
-            outcomes.append(Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}"))
-        else:
-            try:
-                result, unused = replace_with_value(graph, site.root, site.value, site.negated)
-                dropped |= unused
-                outcomes.append(Outcome(result, "cancelled", f"permitted by numerics={numerics!r}"))
-            except Refused as refusal:
-                outcomes.append(Outcome(site.root, "left", str(refusal)))
-            except Exception as error:
-                error.add_note(f"at the site {site.root.format_node()}")
-                raise
-    return outcomes[::-1]
+def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
+    if site.refusal:
+        return Outcome(site.root, "left", site.refusal)
+    if site.needs not in REMOVES[numerics]:
+        return Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}")
+    try:
+        result = replace_with_value(rewrites, site.root, site.value, site.negated)
+        return Outcome(result, "cancelled", f"permitted by numerics={numerics!r}")
+    except Refused as refusal:
+        return Outcome(site.root, "left", str(refusal))
+    except Exception as error:
+        error.add_note(f"at the site {site.root.format_node()}")
+        return Outcome(site.root, "left", f"its rewrite failed: {error!r}", error=error)

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .replace import emit, storages
+from .memory import storages
+from .replace import emit
 from .values import ancestors, arg, aten, fake, is_backward, is_matmul, is_pure, prims, tensor
 
 CANCELLED = "ste_compile_cancelled"  # the entry of a joint graph's `output.meta` that says a site in it was cancelled

@@ -23,7 +23,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from .replace import emit, storages
+from .memory import storages
+from .replace import emit
 from .values import COPIES, ancestors, arg, is_backward, is_pure, tensor, writes
 
 ops = torch.ops.ste_compile

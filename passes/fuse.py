@@ -72,13 +72,15 @@ def fuse(graph: Graph) -> list[Outcome]:
             outcomes.append(Outcome(root, "left", str(mismatch), mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
-            raise
+            outcomes.append(Outcome(root, "left", f"its rewrite failed: {error!r}", mark["key"], error))
     return outcomes[::-1]
 
 
 def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None) -> tuple[Node, str, str]:
     if fake(root).dtype not in FUSED_DTYPES:
         return root, "left", f"{fake(root).dtype} is computed by eager's own kernels, which round as eager does"
+    if layout := next((fake(n).layout for n in _operands(root, mark["shape"]) if fake(n).layout is not torch.strided), None):
+        return root, "left", f"a {layout} tensor is computed by eager's own kernels, which round as eager does"
     if match and _promotes_alike(match[1], match[2]):
         order, value, surrogate = match
         surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
@@ -152,6 +154,11 @@ def _shape(node: Node, tree: set[Node], known: dict[Node, Shape]) -> Shape:
     if node not in known:
         known[node] = (node.target, [_shape(a, tree, known) for a in _inputs(node)]) if node in tree else None
     return known[node]
+
+
+def _operands(root: Node, shape: Shape) -> list[Node]:
+    """`root`, and the leaves of its arithmetic, where that still has `shape`."""
+    return [root, *(leaf for leaves in (_interior(root, shape) or {}).values() for leaf in leaves)]
 
 
 def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from .linear_form import LIMIT, Form, Term, addends, atom, combine
-from .values import COPIES, MARKERS, Values, arg, aten, is_backward, is_cast, mutates, number_values, without_markers
+from .values import COPIES, MARKERS, Values, arg, aten, fake, is_backward, is_cast, mutates, number_values, without_markers
 
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
@@ -54,12 +55,13 @@ class Site:
 @dataclass(frozen=True)
 class Outcome:
     """What was done about a site: `action` is "cancelled", "fused" or "left", and `reason` says why. `result` is the node that
-    holds the site's result now; `key` is what `tag` was given."""
+    holds the site's result now; `key` is what `tag` was given; `error` is what went wrong in the pass on the way."""
 
     result: Node
     action: str
     reason: str
     key: Any = None
+    error: Exception | None = None
 
 
 @dataclass
@@ -102,9 +104,14 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
             break
         else:
             _visit(walk, node)
-    return tuple(
-        Site(**{**vars(site), "refusal": ERROR_IS_USED}) if site.root in walk.poisoned else site for site in walk.sites.values()
-    )
+    return tuple(Site(**{**vars(site), "refusal": _refused(walk, site)}) for site in walk.sites.values())
+
+
+def _refused(walk: _Walk, site: Site) -> str:
+    if site.root in walk.poisoned:
+        return ERROR_IS_USED
+    layout = fake(site.root).layout
+    return site.refusal if layout is torch.strided else f"its result is {layout}: only what has strides can be put in its place"
 
 
 def _visit(walk: _Walk, node: Node) -> None:

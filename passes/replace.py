@@ -3,12 +3,15 @@
 The stand-in has the dtype, shape and strides of the node it replaces, and where that node is an output of the graph the
 stand-in shares no memory with an input or another output: `out = f(h, s); out.add_(1)` must not change `h`. The rule and its
 reason are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`).
+
+A rewrite costs what it changes, whatever else is in the graph: what must be known of all of it is gathered once (`Rewrites`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +19,8 @@ from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_leaves
 
-from .values import aten, fake, hint, is_backward, is_pure, prims, tensor, writes
+from .memory import PARTS, Memory, Move, storages, views
+from .values import aten, fake, hint, is_pure, prims, tensor
 
 UNDONE = "its rewrite was undone"  # how the reason of an outcome begins where the check after the rewrite failed
 TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
@@ -34,29 +38,60 @@ class Mismatch(Refused):
         super().__init__(f"{UNDONE}: {what}")
 
 
-def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = False) -> tuple[Node, set[Node]]:
-    """Let every user of `root` read `value` (a node before it, or a Python number) instead, and drop what is unused then.
+class Rewrites:
+    """What the rewrites of one graph share: who is in which memory, which node holds which symbolic size, and what stands for the
+    nodes that are replaced. The graph's results are exchanged at the end, all at once (`finish`): there may be as many of them as
+    there are rewrites."""
 
-    Returns the node they read now, and the nodes dropped. Raises `Refused`, with the graph as it was, where no equal stand-in
-    can be built, and `Mismatch` where the one that was built turns out to be seen.
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.memory = Memory(graph)
+        self.replaced: dict[Node, Node] = {}
+
+    @cached_property
+    def order(self) -> dict[Node, int]:
+        return {node: index for index, node in enumerate(self.graph.nodes)}
+
+    @cached_property
+    def sizes(self) -> dict[Any, Node]:
+        """Expression of a symbolic size -> the first node that holds it."""
+        held = [(_expression(known), node) for node in self.order if isinstance(known := node.meta.get("val"), torch.SymInt)]
+        return dict(reversed(held))
+
+    def finish(self) -> set[Node]:
+        """Let the graph return what stands for its results; returns the nodes dropped, which nobody reads now."""
+        output = self.graph.output_node()
+        output.args = map_arg(output.args, lambda node: self.replaced.get(node, node))
+        return set().union(*(drop_unused(self.graph, root) for root in reversed(self.replaced)))
+
+
+def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool = False) -> Node:
+    """Let every user of `root` read `value` (a node before it, or a Python number) instead. Roots come in graph order, and for a
+    value that was itself replaced, what stands for it is read: each reader moves once, and not from site to site along a chain.
+
+    Returns the node they read now. Raises `Refused`, with the graph as it was, where no equal stand-in can be built, and
+    `Mismatch` where the one that was built turns out to be seen.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> traced = make_fx(lambda h, s: (h + s).relu())(torch.ones(2), torch.ones(2))
         >>> h, s, add, relu, output = traced.graph.nodes
-        >>> replace_with_value(traced.graph, add, h), relu.args
-        ((h_1, {add}), (h_1,))
+        >>> rewrites = Rewrites(traced.graph)
+        >>> replace_with_value(rewrites, add, h), relu.args, rewrites.finish()
+        (h_1, (h_1,), {add})
     """
-    before, shared = root.prev, _sharing(graph) if _is_result(root) else None
-    users = {user: (user.args, user.kwargs) for user in root.users}
+    graph, before = rewrites.graph, root.prev
+    users = {user: (user.args, user.kwargs) for user in root.users if user.op != "output"}
     viewed: dict[Node, Any] = {}  # the views of the root, and what they were before they moved
     try:
-        stand_in = _stand_in(graph, root, value, negated)
+        stand_in = _stand_in(rewrites, root, rewrites.replaced.get(value, value), negated)
         check_same(root, tensor(root), tensor(stand_in))
-        root.replace_all_uses_with(stand_in)
-        _move_views(users, storages(root), viewed)
+        where = {node: storages(node) for node in sorted(views(root), key=rewrites.order.__getitem__)}
+        root.replace_all_uses_with(stand_in, delete_user_cb=users.__contains__)
+        _move_views([node for node in where if node is not root], viewed)
         for view, was in viewed.items():
             check_same(view, was, view.meta["val"])
-        if shared is not None and not _sharing(graph) <= shared:
+        reads = {node: stand_in if node is root else node for node in where}
+        if not rewrites.memory.move([Move(node, reads[node], where[node], storages(reads[node])) for node in where]):
             raise Mismatch(f"a result would come to share memory in the place of {root.name}")
     except BaseException:
         for view, was in viewed.items():
@@ -66,7 +101,8 @@ def replace_with_value(graph: Graph, root: Node, value: Any, negated: bool = Fal
         while root.prev is not before:
             graph.erase_node(root.prev)
         raise
-    return stand_in, drop_unused(graph, root)
+    rewrites.replaced[root] = stand_in
+    return stand_in
 
 
 def check_same(node: Node, was: Any, now: Any) -> None:
@@ -84,37 +120,6 @@ def _described(value: torch.Tensor) -> str:
     return f"{value.dtype} {tuple(value.shape)}, strides {tuple(value.stride())} on {value.device}"
 
 
-def readers(root: Node) -> Iterator[Node]:
-    """The users of `root` and of its views."""
-    memory, stack = storages(root), [root]
-    while stack:
-        for user in stack.pop().users:
-            yield user
-            if not memory.isdisjoint(storages(user)):
-                stack.append(user)
-
-
-def _is_result(root: Node) -> bool:
-    """Whether the graph returns the memory of `root`: itself, or a view. Seen from its readers, which are few, and not from the
-    results, of which a joint graph has one for each parameter."""
-    return any(reader.op == "output" for reader in readers(root))
-
-
-def _sharing(graph: Graph) -> set[tuple[Any, ...]]:
-    """Which results share memory, with an input or with another result."""
-    holders: dict[Any, list[Any]] = {}
-    for node in _inputs(graph):
-        for storage in storages(node):
-            holders.setdefault(storage, []).append(node.name)
-    pairs: set[tuple[Any, ...]] = set()
-    for position, node in enumerate(tree_leaves(graph.output_node().args)):
-        for storage in storages(node) if isinstance(node, Node) else ():
-            here = holders.setdefault(storage, [])
-            pairs.update((position, other) for other in here)
-            here.append(position)
-    return pairs
-
-
 def drop_unused(graph: Graph, node: Node) -> set[Node]:
     """Erase `node`, and what only it used, as far as the nodes are pure. Random and mutating nodes stay."""
     dropped: set[Node] = set()
@@ -129,27 +134,28 @@ def drop_unused(graph: Graph, node: Node) -> set[Node]:
     return dropped
 
 
-def _stand_in(graph: Graph, root: Node, value: Any, negated: bool) -> Any:
-    want, before = fake(root), root.prev
+def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node:
+    graph, want, before = rewrites.graph, fake(root), root.prev
     if not isinstance(value, Node):
         options = {"dtype": want.dtype, "device": want.device}
-        value = emit(graph, root, aten.full.default, (_sizes(graph, root), -value if negated else value), options)
+        value = emit(graph, root, aten.full.default, (_sizes(rewrites, root), -value if negated else value), options)
     elif fake(value).device != want.device:
         raise Refused(f"the value is on {fake(value).device}, the result on {want.device}")
+    elif fake(value).layout != want.layout:
+        raise Refused(f"the value is {fake(value).layout}, the result {want.layout}")
     elif negated:
         value = emit(graph, root, aten.neg.default, (value,))
     if fake(value).dtype != want.dtype:
         value = emit(graph, root, prims.convert_element_type.default, (value, want.dtype))
     fresh = root.prev is not before
     if not _same(fake(value).shape, want.shape):
-        value = emit(graph, root, aten.expand.default, (value, _sizes(graph, root, value)))
+        value = emit(graph, root, aten.expand.default, (value, _sizes(rewrites, root, value)))
     if not same_strides(fake(value), want):
         value = _restride(graph, root, value)
-    elif not fresh and _would_alias(graph, root, value):
+    elif not fresh and _would_alias(rewrites.memory, root, value):
         # Inductor drops clones that look like no-ops: even `h = x * 2; return h.clone(), h.clone()` shares memory. It never drops
         # an input's (2.11 to 2.14). Adding 0 stays; a 16-bit value passes through fp32 for it, which takes time.
-        memory = storages(value)
-        if any(not memory.isdisjoint(storages(node)) for node in graph.find_nodes(op="placeholder")):
+        if rewrites.memory.is_input(value):
             value = emit(graph, root, aten.clone.default, (value,))
         else:
             value = emit(graph, root, aten.add.Scalar, (value, 0))
@@ -183,31 +189,38 @@ def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
 
 
 def same_strides(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal strides wherever a dimension has more than one element, which is where a stride is seen."""
+    """Equal strides wherever a dimension has more than one element, which is where a stride is seen. Sparse tensors have none."""
+    if left.layout is not right.layout or left.layout in PARTS:
+        return left.layout is right.layout
     pairs = zip(left.stride(), right.stride(), right.shape)
     return all(statically_known_true(size == 1) or statically_known_true(a == b) for a, b, size in pairs)
 
 
-def _sizes(graph: Graph, root: Node, value: Node | None = None) -> list[Any]:
+def _sizes(rewrites: Rewrites, root: Node, value: Node | None = None) -> list[Any]:
     """The shape of `root` as arguments for `full` or, with -1 for the dimensions `value` has, for `expand`."""
     want = fake(root).shape
     has = () if value is None else fake(value).shape
     have = [None] * (len(want) - len(has)) + [*has]
     return [
-        -1 if there is not None and statically_known_true(here == there) else _size(graph, root, here)
+        -1 if there is not None and statically_known_true(here == there) else _size(rewrites, root, here)
         for here, there in zip(want, have)
     ]
 
 
-def _size(graph: Graph, root: Node, size: Any) -> Any:
+def _size(rewrites: Rewrites, root: Node, size: Any) -> Any:
     if isinstance(size, int):
         return size
-    for node in graph.nodes:  # symbolic sizes are inputs, ahead of all else
-        if node is root:
-            break
-        if isinstance(known := node.meta.get("val"), torch.SymInt) and statically_known_true(known == size):
+    sizes, order = rewrites.sizes, rewrites.order
+    known = sizes.get(_expression(size))
+    held = sizes.values() if known is None else [known]
+    for node in held:
+        if order[node] < order[root] and statically_known_true(node.meta["val"] == size):
             return node
     raise Refused(f"the size {size} of the result is known only from a surrogate")
+
+
+def _expression(size: torch.SymInt) -> Any:
+    return getattr(size.node, "expr", size.node)  # the length of a jagged dimension has none, and is only equal to itself
 
 
 def _restride(graph: Graph, root: Node, value: Node) -> Node:
@@ -225,31 +238,14 @@ def _restride(graph: Graph, root: Node, value: Node) -> Node:
     return value
 
 
-def _would_alias(graph: Graph, root: Node, value: Node) -> bool:
-    """Whether an output would come to share memory with an input or another output. In a joint graph anything the backward
-    reads may be saved, as an output of the forward that is cut from it, so there every output gets memory of its own."""
-    if not _is_result(root):
-        return False
-    held = set().union(*map(storages, (*graph.output_node().all_input_nodes, *_inputs(graph))))
-    return any(map(is_backward, graph.find_nodes(op="placeholder"))) or not storages(value).isdisjoint(held)
+def _would_alias(memory: Memory, root: Node, value: Node) -> bool:
+    """Whether a result would come to share memory with an input or another result."""
+    return memory.is_result(root) and not memory.is_free(value)
 
 
-def _inputs(graph: Graph) -> list[Node]:
-    """The inputs, and what the graph writes to them at its end: Inductor may compute that in the input's own memory."""
-    return [*graph.find_nodes(op="placeholder"), *(node.args[1] for node in writes(graph))]
-
-
-def _move_views(users: Iterable[Node], old: set[Any], viewed: dict[Node, Any]) -> None:
+def _move_views(nodes: Iterable[Node], viewed: dict[Node, Any]) -> None:
     """Give the views of a replaced node, which are still those of its old memory, fake values in the memory they now view: this
-    module's rule on aliasing and Inductor's both read it there."""
-    for user in users:
-        if user.op == "call_function" and not old.isdisjoint(storages(user)):
-            viewed[user] = user.meta["val"]
-            user.meta["val"] = _fake_value(user, tensor(user.all_input_nodes[0]))
-            _move_views(list(user.users), old, viewed)
-
-
-def storages(node: Node) -> set[Any]:
-    """Identities of the memory that a node's fake tensors are in."""
-    leaves = tree_leaves(node.meta.get("val"))
-    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    module's rule on aliasing and Inductor's both read it there. `viewed` is told what they were."""
+    for node in nodes:
+        viewed[node] = node.meta["val"]
+        node.meta["val"] = _fake_value(node, tensor(node.all_input_nodes[0]))

@@ -7,12 +7,16 @@ Two numberings are made in one walk. They differ only in how they see a detach m
     number    s1 == s2 == d == e            the same value
     spelling  s1 == s2, but d and e differ  the same value, reached through the same markers
 
+A copy into another layout is the same value, and so is what is computed from it element by element. An operator that adds
+elements up does so in the order in which they lie: what it makes of two layouts differs in the last bits, and has two numbers.
+
 A term that cancels between two spellings is what makes a straight-through estimator; a term that cancels within one
 spelling (`k - k`) is arithmetic the user asked for.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,6 +30,8 @@ aten, prims = torch.ops.aten, torch.ops.prims
 # What is left of `.detach()` and `.data`: `detach` in plain ATen graphs, `alias` under Inductor's decompositions (2.11 to 2.14).
 MARKERS = {aten.detach.default, aten.alias.default}
 COPIES = {aten.clone.default}
+# These give the elements of their input in its order, and may copy them.
+RESHAPES = {aten.reshape.default, aten._unsafe_view.default, aten._reshape_copy.default}
 # Everything a cast may carry without doing more than changing the dtype.
 CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
 
@@ -71,9 +77,11 @@ def is_cast(node: Any) -> bool:
 
 
 def is_backward(node: Node) -> bool:
-    """Whether a node of a joint graph belongs to the backward by what AOTAutograd says of it."""
-    if node.op == "placeholder":
-        return "tangents" in str(node.target)
+    """Whether a node of a joint graph belongs to the backward by what AOTAutograd says of it. Of its inputs the tangents do: it
+    tags them too (2.11 to 2.15). By name alone they would also be found in an inference graph, whose inputs have any name; by tag
+    alone, all inputs of a nested region that was partitioned in a backward."""
+    if node.op == "placeholder" and "tangents" not in str(node.target):
+        return False
     return str(node.meta.get("partitioner_tag", "")).endswith("backward")
 
 
@@ -172,7 +180,24 @@ class Values:
     def _key(self, node: Node, numbers: dict[Node, int]) -> Any:
         if is_cast(node):
             return "cast", fake(node).dtype, numbers[arg(node)]
-        return node.target, _freeze(node.args, numbers), _freeze(node.kwargs, numbers)
+        layouts = () if _is_elementwise(node.target) else tuple(map(_layout, node.all_input_nodes))
+        return node.target, _freeze(node.args, numbers), _freeze(node.kwargs, numbers), layouts
+
+
+@functools.cache
+def _is_elementwise(target: Any) -> bool:
+    """Whether each element of a result is computed from one element of each input, or is one, wherever that lies in memory."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in target.tags or target in RESHAPES or (target.is_view and target is not aten.as_strided.default)
+
+
+def _layout(node: Node) -> Any:
+    """The strides of a tensor where they are seen; None where it has none."""
+    value = tensor(node)
+    if value is None or value.layout is not torch.strided:
+        return None
+    return tuple("" if isinstance(size, int) and size == 1 else str(stride) for stride, size in zip(value.stride(), value.shape))
 
 
 def _is_literal(node: Node) -> bool:

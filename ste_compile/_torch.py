@@ -30,7 +30,7 @@ try:
     from torch._functorch import config as functorch_config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor_config
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    from torch._inductor.custom_graph_pass import CustomGraphPass
 except ImportError as error:  # a model may import `ste_forward`, which needs none of them, and run in eager
     LACKING = str(error)
     CustomGraphPass = object  # type: ignore[assignment, misc]
@@ -152,7 +152,6 @@ __all__ = [
     "failed",
     "fake_inputs",
     "forward_outputs",
-    "get_hash_for_files",
     "graph_break_reason",
     "inductor_config",
     "inductor_ir",

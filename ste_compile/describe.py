@@ -11,7 +11,7 @@ from torch.fx import Graph, Node, map_arg
 
 from . import _torch, report, source
 from .passes import REGION, Site, cast_chain
-from .passes.replace import storages
+from .passes.memory import storages, stored
 from .passes.values import COPIES, MARKERS, arg, fake, hint, is_cast, is_collective, is_matmul, is_pure
 
 SHORT = {
@@ -75,7 +75,8 @@ def saved_by(graph: Graph) -> list[Node]:
 
 
 def bytes_of(nodes: Iterable[Node]) -> int:
-    return sum(hint(fake(node).untyped_storage().nbytes()) for node in nodes)
+    kept = {identity: storage for node in nodes for identity, storage in stored(node).items()}
+    return sum(hint(storage.nbytes()) for storage in kept.values())
 
 
 def line(node: Node) -> tuple[str, str, str]:

@@ -10,13 +10,17 @@ Inductor's caches keep working: a pass's `uuid` hashes this package's sources an
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import importlib.util
 import itertools
 import os
+import pkgutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -34,14 +38,19 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
     if REMOVES[numerics] and deferred:
         deferred = not _torch.backward_is_traced() and _torch.can("regions")
     known = guarded(record.begin, graph, numerics, dump.recorders()) if _torch.can("reports") else None
-    sites = _chosen(recognise(graph))
-    can_keep = partial(_torch.can, "effects")
-    outcomes = _reported(cancel(graph, sites, numerics, deferred=deferred, can_keep=can_keep))
-    for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
-        if outcome.action == "left":
-            tag(site, record.key(known, index))
-    if known:
-        guarded(record.end, known, graph, sites, outcomes)
+    sites: tuple[Site, ...] = ()
+    outcomes: list[Outcome] = []
+    try:
+        found = _chosen(recognise(graph))
+        can_keep = partial(_torch.can, "effects")
+        outcomes, sites = cancel(graph, found, numerics, deferred=deferred, can_keep=can_keep), found
+        _report_failures(run_joint, outcomes)
+        for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
+            if outcome.action == "left":
+                tag(site, record.key(known, index))
+    finally:  # what was done is reported, whatever failed then
+        if known:
+            guarded(record.end, known, graph, sites, outcomes)
 
 
 _only: ContextVar[tuple[int, Iterator[int]] | None] = ContextVar("ste_compile_only", default=None)
@@ -80,20 +89,22 @@ def run_partition(
 def run_post_grad(graph: Graph) -> None:
     """Fuse, in place: what happens to a graph about to be compiled."""
     release(graph)
-    outcomes = _reported(fuse(graph))
+    outcomes = fuse(graph)
+    _report_failures(run_post_grad, outcomes)
     if _torch.can("reports"):
         guarded(record.compiled, graph, outcomes)
 
 
-def _reported(outcomes: list[Outcome]) -> list[Outcome]:
-    """Warn of each rewrite that failed its check and was undone. STE_COMPILE_STRICT=1 raises."""
+def _report_failures(run: Callable[..., Any], outcomes: list[Outcome]) -> None:
+    """Warn of each rewrite that failed, or failed its check and was undone. STE_COMPILE_STRICT=1 raises."""
     for outcome in outcomes:
+        if outcome.error:
+            _skipped(run, outcome.error)
         if outcome.reason.startswith(UNDONE):
             message = f"ste_compile: at {outcome.result.name}, {outcome.reason}"
             if os.environ.get("STE_COMPILE_STRICT") == "1":
                 raise AssertionError(message)
             warnings.warn(message, stacklevel=2)
-    return outcomes
 
 
 def guarded(run: Callable[..., Any], *args: Any) -> Any:
@@ -101,10 +112,14 @@ def guarded(run: Callable[..., Any], *args: Any) -> Any:
     try:
         return run(*args)
     except Exception as error:
-        if os.environ.get("STE_COMPILE_STRICT") == "1":
-            raise
-        where = " ".join(getattr(error, "__notes__", []))
-        warnings.warn(f"ste_compile: {run.__name__} failed and was skipped: {error!r} {where}", stacklevel=2)
+        _skipped(run, error)
+
+
+def _skipped(run: Callable[..., Any], error: Exception) -> None:
+    if os.environ.get("STE_COMPILE_STRICT") == "1":
+        raise error
+    where = " ".join(getattr(error, "__notes__", []))
+    warnings.warn(f"ste_compile: {run.__name__} failed and was skipped: {error!r} {where}", stacklevel=3)
 
 
 class JointPass(_torch.CustomGraphPass):
@@ -153,6 +168,23 @@ def _uuid() -> bytes | None:
     watched: a graph from a cache runs no pass."""
     if record.wanted() or dump.recorders():
         return None
-    here = Path(__file__).parent
-    passes = Path(recognise.__code__.co_filename).parent
-    return _torch.get_hash_for_files(tuple(map(str, sorted([*here.glob("*.py"), *passes.glob("*.py")]))))
+    return _identity()
+
+
+@functools.cache
+def _identity() -> bytes | None:
+    """A hash of the modules of this package and of its passes, as they were loaded: sources, or else what a package without them
+    has (`.pyc` files, a zip). None where there is nothing to hash."""
+    digest = hashlib.sha256()
+    for package in (__package__, recognise.__module__.rpartition(".")[0]):
+        modules = [*pkgutil.iter_modules(sys.modules[package].__path__)]
+        for name in sorted(f"{package}.{module.name}" for module in modules):
+            spec = importlib.util.find_spec(name)
+            try:
+                code: Any = spec.loader.get_data(spec.origin)  # type: ignore[union-attr]
+            except (AttributeError, OSError, TypeError):
+                return None
+            digest.update(name.encode() + code)
+        if not modules:
+            return None
+    return digest.digest()

@@ -19,7 +19,7 @@ from torch.fx import Node
 from . import _torch
 from .ops import ORDERS
 from .passes.fuse import ROUNDED_DTYPES
-from .passes.replace import readers
+from .passes.memory import readers
 from .passes.values import is_matmul
 
 OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and only if it rounds to infinity in bf16

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from ste_compile.passes import replace
+from ste_compile.passes import CANCELLED, cancel, recognise, replace
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import dropout
 
@@ -93,6 +93,44 @@ NOT_REACHED = {
     *((name, "exact") for name in ("second_cancel", "stand_in", "views_moved", "drop")),
     *((name, "algebraic") for name in ("tag", "fused_value")),
 }
+
+
+HALF_WAY = {  # where it fails, and which of two sites are cancelled all the same
+    "the first site": (("ste_compile.passes.cancel.replace_with_value", 1), ["left", "cancelled"]),
+    "the second site": (("ste_compile.passes.cancel.replace_with_value", 2), ["cancelled", "left"]),
+    "what is put in": (("ste_compile.passes.replace.check_same", 2), ["cancelled", "left"]),
+    "dropping": (("ste_compile.passes.replace.drop_unused", 1), ["cancelled", "cancelled"]),
+    "keeping": (("ste_compile.passes.cancel.keep", 1), ["cancelled", "cancelled"]),
+}
+
+
+@pytest.mark.parametrize("name", HALF_WAY)
+def test_what_was_rewritten_when_a_pass_failed_is_known(name, monkeypatch):
+    """Given an error with one of two sites cancelled, the outcomes say which is and what failed, and the graph that one was cancelled
+    in it: its deferred forward still gets a region.
+
+    Broken by: `cancel` raising the error; seen to fail."""
+    where, actions = HALF_WAY[name]
+    error = RuntimeError("broken on purpose")
+    fail_at(monkeypatch, *where, error)
+    graph = make_fx(lambda h, s, t: seed(seed(h.exp(), s.sin()).cos(), t.sin()))(*tensors((2,), (2,), (2,))).graph
+    outcomes = cancel(graph, recognise(graph), "finite")
+    graph.lint()
+    assert [outcome.action for outcome in outcomes] == actions and [o.error for o in outcomes if o.error] == [error]
+    assert all("broken on purpose" in o.reason for o in outcomes if o.action == "left")
+    assert graph.output_node().meta[CANCELLED]
+
+
+def test_what_was_rewritten_when_a_pass_failed_is_reported(monkeypatch):
+    """The same seen from the report, also where nothing is left to be tagged. Broken by: `record.end` after what may fail; seen to
+    fail."""
+    monkeypatch.setenv("STE_COMPILE_STRICT", "0")
+    for where, numerics, left in ((("ste_compile.passes.cancel.keep", 1), "algebraic", 0), (("ste_compile.hooks.tag", 1), "finite", 1)):
+        with monkeypatch.context() as patched, pytest.warns(UserWarning, match="failed and was skipped: RuntimeError"):
+            fail_at(patched, *where, RuntimeError("broken on purpose"))
+            with ste_compile.collect() as recorder:
+                run(two_sites, tensors((4, 6), (4, 6)), numerics)
+        assert sorted(site.action for site in recorder.sites()) == ["cancelled"] * (3 - left) + ["left"] * left
 
 
 def test_a_node_that_cannot_be_made_is_not_left_behind(monkeypatch):

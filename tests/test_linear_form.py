@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ste_compile.passes import cancel, number_values, recognise, replace
+from ste_compile.passes import number_values, recognise
 from ste_compile.passes.linear_form import LIMIT, LINEAR, addends, atom
 from ste_compile.passes.recognise import ZERO_THROUGH, _visit, _Walk
 from ste_compile.passes.values import is_cast, is_pure
@@ -294,15 +294,14 @@ def test_scales_are_exact_fractions():
 def _chain(nodes):
     """A residual stream with a site every seven nodes: an exact one, and every third a reassociating one."""
     graph = torch.fx.Graph()
-    value = torch.ones(4)
 
     def call(target, *args):
         node = graph.call_function(target, args)
-        node.meta["val"] = value
+        node.meta["val"] = args[0].meta["val"][:] if target is aten.detach.default else torch.ones(4)
         return node
 
     h = graph.placeholder("h")
-    h.meta["val"] = value
+    h.meta["val"] = torch.ones(4)
     for i in range(nodes // 7):
         s = call(aten.mul.Tensor, call(aten.sin.default, h), 0.5)
         h = call(aten.add.Tensor, h, call(aten.relu.default, h))
@@ -332,25 +331,3 @@ def test_the_cost_is_linear(numerics):
         per_node[nodes] = best / nodes
     print(per_node)
     assert max(per_node.values()) <= 2 * min(per_node.values()), per_node
-
-
-def test_the_cost_of_a_site_does_not_grow_with_the_results(monkeypatch):
-    """Given a joint graph, which has a result for each parameter, a site that is not itself a result is cancelled without a look at
-    them: the memory of nodes is asked for as often with 20 results as with 400."""
-
-    def asked(parameters):
-        def fn(h, *weights):
-            for weight in weights[:20]:
-                seed = (h * weight).sin()
-                h = (h + (seed - seed.detach())).relu()
-            return (h, *(weight.exp() for weight in weights))
-
-        graph = make_fx(fn, tracing_mode="fake")(*(torch.ones(2) for _ in range(parameters + 1))).graph
-        calls = []
-        with monkeypatch.context() as patched:
-            patched.setattr(replace, "storages", lambda node: calls.append(node) or storages(node))
-            assert len(cancel(graph, recognise(graph), "finite")) == 20
-        return len(calls)
-
-    storages = replace.storages
-    assert asked(20) == asked(400)

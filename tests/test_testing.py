@@ -237,8 +237,8 @@ def test_the_site_a_difference_flows_from_is_named(monkeypatch):
     cancel = importlib.import_module("ste_compile.passes.cancel")
     right = cancel.replace_with_value
 
-    def wrong(graph, root, value, negated=False):
-        return right(graph, root, value.args[0] if value.name == "exp" else value, negated)
+    def wrong(rewrites, root, value, negated=False):
+        return right(rewrites, root, value.args[0] if value.name == "exp" else value, negated)
 
     def model(h, s):
         first = h + (s - s.detach())

@@ -56,7 +56,7 @@ def test_every_way_to_compile_names_what_is_missing():
     Breaks if a private import escapes the guarded block of `_torch.py`, or a backend does not check first."""
     script = """
         import torch, torch._inductor.custom_graph_pass as custom_graph_pass
-        del custom_graph_pass.get_hash_for_files
+        del custom_graph_pass.CustomGraphPass
         import ste_compile
         x = torch.ones(2)
         assert ste_compile.ste_forward(x, x).equal(x)
@@ -67,7 +67,7 @@ def test_every_way_to_compile_names_what_is_missing():
                 way()
             except RuntimeError as error:
                 assert f"tried up to {ste_compile._torch.NEWEST}; this is torch {torch.__version__}, which lacks" in str(error), error
-                assert "cannot import name 'get_hash_for_files'" in str(error), error
+                assert "cannot import name 'CustomGraphPass'" in str(error), error
             else:
                 raise AssertionError(way)
     """

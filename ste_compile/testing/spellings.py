@@ -88,5 +88,7 @@ NEAR = (
     Spelling("kahan_in_one", ("{a} = {v} + {s}", "{b} = {v}.cos()", "{out} = ({b} + {s}) - ({a} - {v}.detach())")),
     Spelling("two_sum", ("{a} = {v} + {s}", "{b} = {a} - {v}.detach()", "{out} = ({v} - ({a} - {b})) + ({s} - {b})")),
     Spelling("measured", ("{a} = {s} + ({v} - {s}).detach()", "{out} = {a} - {v}.detach()")),
+    Spelling("two_layouts", ("{a} = {s}.flatten().repeat(3, 2)", "{b} = {a}.t().contiguous().t()",
+                             "{out} = {v} + ({a}.sum() - {b}.detach().sum())")),
     Spelling("magic_constant", ("{out} = ({v} + 12582912.0).detach() - 12582912.0",)),
 )
