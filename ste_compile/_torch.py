@@ -97,6 +97,7 @@ __all__ = [
     "rounds_products",
     "run_after",
     "saved",
+    "settled",
     "stores_narrowed",
     "trace_artifact",
     "trace_enabled",
@@ -312,6 +313,23 @@ def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> An
         return ops.to_dtype(ops.to_dtype(x, dtype, use_compute_types=False), torch.float32)
     x = narrowed_to(ops, x, dtype)
     return ops.to_dtype(x if ROUNDS_ON_REQUEST else ops.to_dtype(x, torch.float64), torch.float32)
+
+
+def settled(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """`x`, a number of `dtype` held by an Inductor kernel, but no longer a product: LLVM and ptxas make one instruction of a
+    product and the sum that reads it, which does not round the product. To add -0.0 changes no number. ptxas contracts no
+    addition with `.rn`, and looks through a `mov`; `libdevice.add_rn` flushes subnormals. For AMD there is LLVM alone, which
+    looks into no assembly: there it is empty."""
+    if device.type != "cuda" or inductor_config.cuda_backend != "triton":
+        return x
+    wide = dtype == torch.float64
+    if torch.version.hip:
+        asm, constraints = "", "=v,0"
+    elif wide:
+        asm, constraints = "add.rn.f64 $0, $1, 0d8000000000000000;", "=d,d"
+    else:
+        asm, constraints = "add.rn.f32 $0, $1, 0f80000000;", "=f,f"
+    return ops.inline_asm_elementwise(x, asm=asm, constraints=constraints, dtype=dtype if wide else torch.float32)
 
 
 def stores_narrowed(device: torch.device) -> bool:

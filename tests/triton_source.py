@@ -59,6 +59,11 @@ def _h100() -> Iterator[None]:
 def triton_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype]], numerics: str | None) -> str:
     """What Inductor generates for `fn` in inference, with the passes at a level or without: the kernels, without their tuning
     metadata, and the calls, in order."""
+    return _essence(whole_source(fn, specs, numerics))
+
+
+def whole_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype]], numerics: str | None) -> str:
+    """The module that Inductor generates for `fn`, the same way."""
     sources: list[str] = []
 
     def codegen(self: Any) -> Any:
@@ -81,7 +86,7 @@ def triton_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype
         except Exception:
             if not sources:
                 raise
-    return _essence(sources[0])
+    return sources[0]
 
 
 def _essence(source: str) -> str:

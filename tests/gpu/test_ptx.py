@@ -1,0 +1,64 @@
+"""What a GPU would compute at every site: the kernels' PTX, executed on the CPU, against eager."""
+
+import concurrent.futures
+import multiprocessing
+
+import pytest
+import torch
+
+from ste_compile.testing import bitwise_equal
+
+pytest.importorskip("triton", reason="PTX is made by the triton package")
+pytest.importorskip("numpy", reason="PTX is executed by numpy")
+
+from ..triton_source import whole_source
+from .functions import DTYPES, FUNCTIONS, arity
+from .kernels import outputs
+
+COUNT = 1 << 14
+TARGETS = (80, 90, 100)
+SPECIAL = (0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1.0, -1.0, 65504.0, 65520.0, 3.4e38, 1e-40, 6e-8)
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """`whole_source` in a process of its own: torch remembers for good whether there is a device and a Triton to run on it."""
+    known = {}
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+
+        def source(fn, dtypes, level):
+            key = fn, tuple(dtypes), level
+            if key not in known:
+                known[key] = process.submit(whole_source, fn, [((COUNT,), dtype) for dtype in dtypes], level).result()
+            return known[key]
+
+        yield source
+
+
+def bits(dtype):
+    """Random bit patterns, and the numbers at the edges."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    edges = torch.tensor([*SPECIAL, torch.finfo(dtype).max, torch.finfo(dtype).tiny], dtype=torch.float64).to(dtype)
+    random = torch.randint(torch.iinfo(kind).min, torch.iinfo(kind).max, (COUNT,), dtype=kind).view(dtype)
+    return torch.where(torch.rand(COUNT) < 0.1, edges[torch.randint(len(edges), (COUNT,))], random)
+
+
+def normal(dtype):
+    return torch.randn(COUNT).to(dtype)
+
+
+def assert_as_eager(source, fn, args):
+    eager = fn(*args)
+    for capability in TARGETS:
+        (ours,) = outputs(source, capability, [each.clone() for each in args])
+        same = bitwise_equal(ours, eager)
+        assert same, f"sm_{capability}: {(ours != eager).logical_and(~(ours.isnan() & eager.isnan())).sum()} of {COUNT} differ"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_site_that_reads_a_product_is_eager_s_to_the_bit(name, dtype, generated):
+    fn, dtypes = FUNCTIONS[name], [DTYPES[dtype]] * arity(name)
+    source = generated(fn, dtypes, "exact")
+    for values in (bits, normal):
+        assert_as_eager(source, fn, list(map(values, dtypes)))
