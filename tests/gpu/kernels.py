@@ -24,7 +24,8 @@ from triton.compiler import ASTSource
 from . import ptx
 
 KERNEL = re.compile(r"^(\w+) = async_compile\.triton\('(\w+)', '''(.*?)'''", re.M | re.S)
-BLOCK, WARPS = 1024, 4  # eight elements a thread: 16-bit values come in pairs, as in the configurations that Inductor prefers
+# Two elements a thread: 16-bit values come in pairs, as with more, and all dtypes lie alike, so that none go by shared memory.
+BLOCK, WARPS = 256, 4
 
 
 def outputs(source: str, capability: int, args: list[Tensor]) -> list[Tensor]:

@@ -5,6 +5,8 @@ import multiprocessing
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from ste_compile.testing import bitwise_equal
 
@@ -12,6 +14,7 @@ pytest.importorskip("triton", reason="PTX is made by the triton package")
 pytest.importorskip("numpy", reason="PTX is executed by numpy")
 
 from ..triton_source import whole_source
+from .drawn import chosen, functions
 from .functions import DTYPES, FUNCTIONS, arity
 from .kernels import outputs
 
@@ -47,12 +50,13 @@ def normal(dtype):
     return torch.randn(COUNT).to(dtype)
 
 
-def assert_as_eager(source, fn, args):
+def assert_as_eager(source, fn, args, targets=TARGETS):
     eager = fn(*args)
-    for capability in TARGETS:
-        (ours,) = outputs(source, capability, [each.clone() for each in args])
-        same = bitwise_equal(ours, eager)
-        assert same, f"sm_{capability}: {(ours != eager).logical_and(~(ours.isnan() & eager.isnan())).sum()} of {COUNT} differ"
+    for capability in targets:
+        results = outputs(source, capability, [each.clone() for each in args])
+        for i, (ours, theirs) in enumerate(zip(results, eager if isinstance(eager, tuple) else [eager], strict=True)):
+            differs = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
+            assert bitwise_equal(ours, theirs), f"sm_{capability}: result {i}: {differs.sum()} of {COUNT} differ"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,3 +66,13 @@ def test_a_site_that_reads_a_product_is_eager_s_to_the_bit(name, dtype, generate
     source = generated(fn, dtypes, "exact")
     for values in (bits, normal):
         assert_as_eager(source, fn, list(map(values, dtypes)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(functions(), st.sampled_from(TARGETS), st.sampled_from((bits, normal)))
+def test_sites_in_random_functions_are_eager_s_to_the_bit(generated, program, capability, values):
+    args = [values(eval(dtype)) for dtype in program.arguments.values()]
+    fn = chosen(program, args)
+    assume(fn.results)
+    source = generated(fn, [each.dtype for each in args], "exact")
+    assert_as_eager(source, fn, args, [capability])
