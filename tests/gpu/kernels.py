@@ -35,6 +35,7 @@ def outputs(source: str, capability: int, args: list[Tensor]) -> list[Tensor]:
     names: dict[str, Any] = {
         "torch": torch,
         "assert_size_stride": guards.assert_size_stride,
+        "assert_size_stride_grouped": getattr(guards, "assert_size_stride_grouped", None),  # 2.15
         "empty_strided_cuda": guards._empty_strided_cpu,
         "reinterpret_tensor": guards._reinterpret_tensor,
         "copy_if_misaligned": lambda tensor: tensor,
