@@ -356,7 +356,7 @@ def compiling_alone() -> Iterator[None]:
     """Compile as a test must: every pass runs (a graph from a cache has met none), nothing falls back to eager because the same
     code was compiled too often, and under Inductor too random operators draw eager's numbers and 16-bit results are rounded where
     eager rounds them. Inductor else decides that anew in each kernel it fuses, so that no two graphs compare: a last bit becomes
-    a step in a quantiser."""
+    a step in a quantiser. (On a GPU this forbids fused multiply-adds too: only generated code shows what `settled` does.)"""
     check()
     with (
         functorch_config.patch(enable_autograd_cache=False),

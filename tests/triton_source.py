@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -52,7 +54,10 @@ def _h100() -> Iterator[None]:
         stack.enter_context(mock.patch.object(CudaInterface, "is_available", staticmethod(lambda *a: True)))
         stack.enter_context(mock.patch.object(torch_triton, "triton_hash_with_backend", lambda: "none"))
         stack.enter_context(mock.patch.object(driver, "_active", target))
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))  # a CUDA build's (2.11)
         stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())  # which torch would leave behind, as it is stopped by an error
+        stack.enter_context(mock.patch.dict("os.environ", TORCHINDUCTOR_CACHE_DIR=folder))
         yield
 
 

@@ -103,13 +103,15 @@ def _leaves_alone(tree: tuple[Node, ...]) -> bool:
 
 
 def _leaves(root: Node, tree: set[Node]) -> set[Node]:
+    """What the arithmetic of a site reads. A multiple of what it reads is a leaf too: the operator is given it as it is."""
     found, seen, stack = set(), set(), [root]
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if node in tree or node.target in MARKERS:
+        multiple = node.target is aten.mul.Tensor and tree.isdisjoint(node.all_input_nodes)
+        if node.target in MARKERS or (node in tree and not multiple):
             stack += node.all_input_nodes
         else:
             found.add(node)
