@@ -1,5 +1,7 @@
 """What a GPU would compute at every site: the kernels' PTX, executed on the CPU, against eager."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -10,6 +12,9 @@ from ste_compile.testing import bitwise_equal
 pytest.importorskip("triton", reason="PTX is made by the triton package")
 pytest.importorskip("numpy", reason="PTX is executed by numpy")
 
+import numpy
+
+from . import ptx
 from .conftest import COUNT
 from .drawn import chosen, functions
 from .functions import DTYPES, FUNCTIONS, arity
@@ -28,7 +33,7 @@ def bits(dtype):
 
 
 def normal(dtype):
-    return torch.randn(COUNT).to(dtype)
+    return torch.randn(COUNT, dtype=torch.float64).to(dtype)
 
 
 def assert_as_eager(source, fn, args, targets=TARGETS):
@@ -38,6 +43,19 @@ def assert_as_eager(source, fn, args, targets=TARGETS):
         for i, (ours, theirs) in enumerate(zip(results, eager if isinstance(eager, tuple) else [eager], strict=True)):
             differs = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
             assert bitwise_equal(ours, theirs), f"sm_{capability}: result {i}: {differs.sum()} of {COUNT} differ"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_a_fused_multiply_add_is_rounded_once(dtype):
+    """Given numbers whose sum nearly cancels their product, `ptx` gives the nearest number to what fractions give."""
+    a, b, noise = torch.randn(3, 1000, dtype=torch.float64).to(dtype)
+    c = -a * b * (1 + noise * torch.finfo(dtype).eps * 8)
+    kind = f"f{dtype.itemsize * 8}"
+    fused = ptx.decoded(ptx.encoded(ptx.ARITHMETIC["fma"](a.numpy(), b.numpy(), c.numpy()), kind), kind)
+    for x, y, z, ours in zip(a.tolist(), b.tolist(), c.tolist(), fused):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        near = [ours, numpy.nextafter(ours, ours.dtype.type(numpy.inf)), numpy.nextafter(ours, -ours.dtype.type(numpy.inf))]
+        assert min(near, key=lambda each: abs(Fraction(float(each)) - exact)) == ours
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
