@@ -9,7 +9,8 @@ overflow. `tag` runs where the markers still are (joint or inference graph); `fu
 because a custom operator is opaque to the min-cut partitioner, which would then save more. The tag travels in `node.meta`.
 
 A site in none of the operator's three orders keeps its nodes, each followed by `ste_compile.rounded`, which rounds and is then
-fused away like any other pointwise operator.
+fused away like any other pointwise operator. On a GPU the compiler of a kernel may make one instruction of a product and a sum,
+which rounds once, in any dtype: there `rounded` stands behind every product that a site reads.
 """
 
 from __future__ import annotations
@@ -192,8 +193,8 @@ def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
 
 
 def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
-    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype. Raises `Mismatch`, with the graph
-    as it was, where a rounded value would look different to its readers."""
+    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype; on a GPU, wide products too.
+    Raises `Mismatch`, with the graph as it was, where a rounded value would look different to its readers."""
     made: list[Node] = []
     inputs, results = {}, {}
     try:

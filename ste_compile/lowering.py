@@ -3,7 +3,8 @@
 Inductor holds 16-bit values in fp32 registers and rounds at a store. Here every operand counts as rounded to its own dtype, and
 every intermediate is rounded to the dtype eager would give it, except where that can be seen to change nothing: a buffer no
 kernel can be fused with was stored and so is rounded, `s - s` is 0 or NaN, as `s` rounds to a finite number or not, and `v + 0`
-is on v's grid. The seed is read in its own dtype, so no cast copy, no difference and no buffer exists beside the result.
+is on v's grid. The seed is read in its own dtype, so no cast copy, no difference and no buffer exists beside the result. On a GPU
+an operand that may be a product is `settled` first, or it would be rounded together with the sum that reads it.
 """
 
 from __future__ import annotations

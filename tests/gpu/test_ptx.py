@@ -14,7 +14,7 @@ pytest.importorskip("numpy", reason="PTX is executed by numpy")
 
 import numpy
 
-from . import ptx
+from . import rounding
 from .conftest import COUNT
 from .drawn import chosen, functions
 from .functions import DTYPES, FUNCTIONS, arity
@@ -47,11 +47,11 @@ def assert_as_eager(source, fn, args, targets=TARGETS):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 def test_a_fused_multiply_add_is_rounded_once(dtype):
-    """Given numbers whose sum nearly cancels their product, `ptx` gives the nearest number to what fractions give."""
+    """Given numbers whose sum nearly cancels their product, `rounding` gives the nearest number to what fractions give."""
     a, b, noise = torch.randn(3, 1000, dtype=torch.float64).to(dtype)
     c = -a * b * (1 + noise * torch.finfo(dtype).eps * 8)
     kind = f"f{dtype.itemsize * 8}"
-    fused = ptx.decoded(ptx.encoded(ptx.ARITHMETIC["fma"](a.numpy(), b.numpy(), c.numpy()), kind), kind)
+    fused = rounding.decoded(rounding.encoded(rounding.ARITHMETIC["fma"](a.numpy(), b.numpy(), c.numpy()), kind), kind)
     for x, y, z, ours in zip(a.tolist(), b.tolist(), c.tolist(), fused):
         exact = Fraction(x) * Fraction(y) + Fraction(z)
         near = [ours, numpy.nextafter(ours, ours.dtype.type(numpy.inf)), numpy.nextafter(ours, -ours.dtype.type(numpy.inf))]
@@ -75,6 +75,14 @@ def test_finite_equals_eager(name, dtype, generated):
     args = list(map(normal, dtypes))
     (ours,) = outputs(generated(fn, dtypes, "finite"), 90, args)
     assert torch.equal(ours, fn(*args))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_exact_has_no_kernel_load_or_store_more_than_stock(name, dtype, generated):
+    ours, stock = (generated(FUNCTIONS[name], [DTYPES[dtype]] * arity(name), level) for level in ("exact", None))
+    for what in ("@triton.jit", "tl.load(", "tl.store("):
+        assert 0 < ours.count(what) <= stock.count(what)
 
 
 def test_stock_contracts(generated):
