@@ -76,6 +76,8 @@ class Chosen:
 
 def chosen(program: Program, args: list[torch.Tensor]) -> Chosen:
     graph = make_fx(program.module())(*args).graph
+    if any(node.op == "call_function" and node.target._schema.is_mutable for node in graph.nodes):
+        return Chosen(program, ())  # AOTAutograd makes such a graph functional, for passes and Inductor alike
     exact = set(_exact(graph))
     outputs: Any = graph.output_node().args[0]
     return Chosen(program, tuple(i for i, node in enumerate(outputs) if node in exact and node.op != "placeholder"))
