@@ -23,7 +23,8 @@ from .kernels import compile_for, kernels
 NAMES = ("dequantised", "product_plus", "two_surrogates")  # whose only products are operands of the site
 # Two registers multiplied. (A 16-bit sum may be computed as `a * 1 + b`, a constant as `-RZ * RZ + c`.)
 SASS_FUSED = re.compile(r"\b[FHD]FMA2?\S* R\d+, [-|~]*R\d+\S*, [-|~]*(?:R\d|c\[)")
-AMD_FUSED = re.compile(r"\bv_(?:pk_)?(?:fma|mac|mad|fmac|fma_mix\w*)_\S*f(?:16|32|64)")
+# A product of 16-bit registers may be computed as `a * b + -0` (Triton 3.9).
+AMD_FUSED = re.compile(r"\bv_(?:pk_)?(?:fma|mac|mad|fmac|fma_mix\w*)_\S*f(?:16|32|64)(?!.*neg\(0\))")
 ASSEMBLY = re.compile(r"'(add\.rn\.f\d\d [^']*)', '([^']*)'")
 
 
