@@ -9,7 +9,8 @@ overflow. `tag` runs where the markers still are (joint or inference graph); `fu
 because a custom operator is opaque to the min-cut partitioner, which would then save more. The tag travels in `node.meta`.
 
 A site in none of the operator's three orders keeps its nodes, each followed by `ste_compile.rounded`, which rounds and is then
-fused away like any other pointwise operator.
+fused away like any other pointwise operator. On a GPU the compiler of a kernel may make one instruction of a product and a sum,
+which rounds once, in any dtype: there `rounded` stands behind every product that a site reads.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from torch.fx import Graph, Node
 from .linear_form import is_number
 from .recognise import ERROR_IS_USED, Outcome, Site, match_order
 from .replace import TAG, Mismatch, check_same, drop_unused, emit, same_strides
-from .values import COPIES, MARKERS, arg, fake, is_cast, number_values, prims, tensor
+from .values import COPIES, MARKERS, arg, aten, fake, is_cast, number_values, prims, tensor
 
 ops = torch.ops.ste_compile
 ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
 # Real dtypes Inductor computes in its own kernels; complex falls back to eager's, which round by themselves.
 FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
 # The shape of an expression: (operator, shapes of its node arguments), or None for a leaf.
 Shape = tuple[Any, list[Any]] | None
 
@@ -139,6 +141,25 @@ def _is_rounded(node: Node) -> bool:
     return node.target is ops.rounded.default
 
 
+def may_be_product(node: Node) -> bool:
+    """Whether a GPU's compiler may find a multiplication where `node` is computed, and make one instruction of it and of the sum
+    that reads `node`. Not in what is read from memory or is settled, nor in a sum of such."""
+    base = _under_casts(node)
+    operands = _inputs(base) if base.target in SUMS else [base]
+    return not all(_is_settled(_under_casts(each)) for each in operands)
+
+
+def _is_settled(node: Node) -> bool:
+    return node.op == "placeholder" or _is_rounded(node) or node.target is ops.straight_through.default
+
+
+def _under_casts(node: Node) -> Node:
+    """The node under views and casts, which multiply nothing."""
+    while _is_view(node) or is_cast(node):
+        node = arg(node)
+    return node
+
+
 def _is_view(node: Node) -> bool:
     """Whether a node views its first input: by itself, or as one of several views (`getitem` of a split)."""
     target = arg(node).target if node.target is operator.getitem else node.target
@@ -179,16 +200,17 @@ def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
 
 
 def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
-    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype. Raises `Mismatch`, with the graph
-    as it was, where a rounded value would look different to its readers."""
+    """Round what goes into the arithmetic of a site, and every result in it, to its own dtype; on a GPU, wide products too.
+    Raises `Mismatch`, with the graph as it was, where a rounded value would look different to its readers."""
     made: list[Node] = []
     inputs, results = {}, {}
     try:
         for node, leaves in interior.items():
             for leaf in dict.fromkeys(leaves):
-                if fake(leaf).dtype in ROUNDED_DTYPES:
+                if fake(leaf).dtype in ROUNDED_DTYPES or (_contracts(leaf) and may_be_product(leaf)):
                     inputs[node, leaf] = _rounded(graph, node, leaf, made)
-            if fake(node).dtype in ROUNDED_DTYPES and not any(map(_is_rounded, node.users)):
+            rounds = fake(node).dtype in ROUNDED_DTYPES or (_contracts(node) and node.target not in SUMS)
+            if rounds and not any(map(_is_rounded, node.users)):
                 results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
                 made.append(results[node])
         for source, rounded in (*((leaf, new) for (_, leaf), new in inputs.items()), *results.items()):
@@ -203,8 +225,15 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
         if fake(node).dtype in ROUNDED_DTYPES and fake(node).device.type == "cpu" and is_number(node.args[0]):
             # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
             node.update_arg(0, torch.tensor(node.args[0], dtype=fake(node).dtype).item())
+        if _contracts(node) and node.target is aten.neg.default:  # which Triton computes as 0 - x, and that of 0 is 0
+            node.target, node.args = aten.mul.Tensor, (*node.args, -1)
     for node, result in results.items():
         node.replace_all_uses_with(result, delete_user_cb=partial(operator.is_not, result))
+
+
+def _contracts(node: Node) -> bool:
+    """Whether code for `node`'s device may multiply and add in one instruction, without rounding the product."""
+    return fake(node).device.type == "cuda" and fake(node).dtype in FUSED_DTYPES
 
 
 def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:

@@ -8,8 +8,8 @@ ste_compile.testing.assert_equivalent(model, *inputs)           # against eager
 from . import testing
 from .backends import backend
 from .explain import explain
-from .options import inductor_options
 from .numerics import Numerics
+from .options import inductor_options
 from .oracle import ste_forward
 from .record import collect
 from .report import Report

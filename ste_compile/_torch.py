@@ -168,6 +168,7 @@ __all__ = [
     "rounds_products",
     "run_after",
     "saved",
+    "settled",
     "stores_narrowed",
     "trace_artifact",
     "trace_enabled",
@@ -457,6 +458,23 @@ def rounded_to(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> An
     return ops.to_dtype(x if ROUNDS_ON_REQUEST else ops.to_dtype(x, torch.float64), torch.float32)
 
 
+def settled(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """`x`, a number of `dtype` held by an Inductor kernel, but no longer a product: LLVM and ptxas make one instruction of a
+    product and the sum that reads it, which does not round the product. To add -0.0 changes no number. ptxas contracts no
+    addition with `.rn`, and looks through a `mov`; `libdevice.add_rn` flushes subnormals. For AMD there is LLVM alone, which
+    looks into no assembly: there it is empty."""
+    if device.type != "cuda" or inductor_config.cuda_backend != "triton":
+        return x
+    wide = dtype == torch.float64
+    if torch.version.hip:
+        asm, constraints = "", "=v,0"
+    elif wide:
+        asm, constraints = "add.rn.f64 $0, $1, 0d8000000000000000;", "=d,d"
+    else:
+        asm, constraints = "add.rn.f32 $0, $1, 0f80000000;", "=f,f"
+    return ops.inline_asm_elementwise(x, asm=asm, constraints=constraints, dtype=dtype if wide else torch.float32)
+
+
 def stores_narrowed(device: torch.device) -> bool:
     """Whether generated code for `device` stores what `narrowed_to` makes as it is, and gives readers no more (2.13 on)."""
     return device.type == "cpu" and ROUNDS_ON_REQUEST
@@ -481,7 +499,7 @@ def compiling_alone() -> Iterator[None]:
     """Compile as a test must: every pass runs (a graph from a cache has met none), nothing falls back to eager because the same
     code was compiled too often, and under Inductor too random operators draw eager's numbers and 16-bit results are rounded where
     eager rounds them. Inductor else decides that anew in each kernel it fuses, so that no two graphs compare: a last bit becomes
-    a step in a quantiser."""
+    a step in a quantiser. (On a GPU this forbids fused multiply-adds too: only generated code shows what `settled` does.)"""
     check((*SETTINGS, *TESTING))
     with (
         functorch_config.patch(enable_autograd_cache=False),

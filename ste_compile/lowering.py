@@ -3,7 +3,8 @@
 Inductor holds 16-bit values in fp32 registers and rounds at a store. Here every operand counts as rounded to its own dtype, and
 every intermediate is rounded to the dtype eager would give it, except where that can be seen to change nothing: a buffer no
 kernel can be fused with was stored and so is rounded, `s - s` is 0 or NaN, as `s` rounds to a finite number or not, and `v + 0`
-is on v's grid. The seed is read in its own dtype, so no cast copy, no difference and no buffer exists beside the result.
+is on v's grid. The seed is read in its own dtype, so no cast copy, no difference and no buffer exists beside the result. On a GPU
+an operand that may be a product is `settled` first, or it would be rounded together with the sum that reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.fx import Node
 
 from . import _torch
 from .ops import ORDERS
-from .passes.fuse import ROUNDED_DTYPES
+from .passes.fuse import ROUNDED_DTYPES, may_be_product
 from .passes.memory import readers
 from .passes.values import is_matmul
 
@@ -79,9 +80,16 @@ def register() -> None:
             held = x.held
         return _Value(ops.sub(held, held), x.dtype, x.device, zero=True)
 
-    def reader(x: Any) -> Callable[[Any], _Value]:
+    def reader(x: Any, operand: int = 0) -> Callable[[Any], _Value]:
         load, dtype, device, stored = x.make_loader(), x.get_dtype(), x.get_device(), _torch.is_stored(x)
-        return lambda index: _Value(load(index), dtype, device) if stored else rounded_to(dtype, load(index), device)
+        product = may_be_product(_torch.lowered_node().args[operand])
+
+        def read(index: Any) -> _Value:
+            if stored:
+                return _Value(load(index), dtype, device)
+            return rounded_to(dtype, _torch.settled(ops, load(index), dtype, device) if product else load(index), device)
+
+        return read
 
     def pointwise(like: Any, dtype: torch.dtype, value_at: Callable[[Any], _Value]) -> Any:
         device = like.get_device()
@@ -105,7 +113,7 @@ def register() -> None:
         return copy
 
     def straight_through(value: Any, surrogate: Any, order: str, dtype: torch.dtype | None = None) -> Any:
-        read_value, read_surrogate = reader(value), reader(surrogate)
+        read_value, read_surrogate = reader(value), reader(surrogate, 1)
         dtype = dtype or surrogate.get_dtype()
 
         def value_at(index: Any) -> _Value:

@@ -2,8 +2,9 @@
 
 `ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
 s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor
-would hand on an fp32 register. `ste_compile::after(value, effects)` is a copy of `value`, made once `effects` are there. The
-passes insert them after autograd; importing this module registers them, with their rules for DTensors, and nothing else.
+would hand on an fp32 register, or a GPU's compiler a product that is not rounded. `ste_compile::after(value, effects)` is a copy
+of `value`, made once `effects` are there. The passes insert them after autograd; importing this module registers them, with their
+rules for DTensors, and nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Try each hook on a tiny graph, on a torch newer than any that was read: a name may be there and mean something else.
 
-Run once a process, ahead of the first compile. Nothing is generated or run: Inductor lowers and schedules, which takes a second or
-two. What fails is a feature that this process does without (`_torch.can`), or, for the operators' lowering, the one error.
+Run once a process, ahead of the first compile. Nothing is generated or run: Inductor lowers and schedules, which takes a second
+or two. What fails is a feature that this process does without (`_torch.can`), or, for the operators' lowering, the one error.
 """
 
 from __future__ import annotations

@@ -122,27 +122,29 @@ def triton_poi_fused_1(in_out_ptr0, in_ptr0, in_ptr1, in_ptr2, xnumel, XBLOCK : 
     x1 = ((xindex // 1024) % 16)
     tmp0 = tl.load(in_ptr0 + (x3), None).to(tl.float32)
     tmp1 = tl.load(in_out_ptr0 + (x3), None).to(tl.float32)
-    tmp5 = tl.load(in_ptr1 + (x3), None)
-    tmp6 = tl.load(in_ptr2 + (x1), None, eviction_policy='evict_last')
+    tmp6 = tl.load(in_ptr1 + (x3), None)
+    tmp7 = tl.load(in_ptr2 + (x1), None, eviction_policy='evict_last')
     tmp2 = tl.full([1], 0, tl.int32)
     tmp3 = triton_helpers.maximum(tmp2, tmp1)
     tmp4 = tmp0 + tmp3
-    tmp7 = tmp5 + tmp6
-    tmp8 = tl.full([1], 0.5, tl.float32)
-    tmp9 = tmp7 * tmp8
-    tmp10 = tl.full([1], 0.7071067811865476, tl.float32)
-    tmp11 = tmp7 * tmp10
-    tmp12 = libdevice.erf(tmp11)
-    tmp13 = tl.full([1], 1.0, tl.float32)
-    tmp14 = tmp12 + tmp13
-    tmp15 = tmp9 * tmp14
-    tmp16 = tmp15.to(tl.bfloat16)
-    tmp17 = tmp16.to(tl.float32)
-    tmp18 = tl.where((libdevice.isnan(tmp17).to(tl.int1) | libdevice.isinf(tmp17).to(tl.int1)), tmp17 * 0.0, 0.0)
-    tmp19 = tmp4.to(tl.bfloat16)
-    tmp20 = tmp19.to(tl.float32)
-    tmp21 = tmp20 + tmp18
-    tl.store(in_out_ptr0 + (x3), tmp21, None)
+    tmp5 = tl.inline_asm_elementwise('add.rn.f32 $0, $1, 0f80000000;', '=f,f', [tmp4], dtype=tl.float32, is_pure=True, pack=1)
+    tmp8 = tmp6 + tmp7
+    tmp9 = tl.full([1], 0.5, tl.float32)
+    tmp10 = tmp8 * tmp9
+    tmp11 = tl.full([1], 0.7071067811865476, tl.float32)
+    tmp12 = tmp8 * tmp11
+    tmp13 = libdevice.erf(tmp12)
+    tmp14 = tl.full([1], 1.0, tl.float32)
+    tmp15 = tmp13 + tmp14
+    tmp16 = tmp10 * tmp15
+    tmp17 = tl.inline_asm_elementwise('add.rn.f32 $0, $1, 0f80000000;', '=f,f', [tmp16], dtype=tl.float32, is_pure=True, pack=1)
+    tmp18 = tmp17.to(tl.bfloat16)
+    tmp19 = tmp18.to(tl.float32)
+    tmp20 = tl.where((libdevice.isnan(tmp19).to(tl.int1) | libdevice.isinf(tmp19).to(tl.int1)), tmp19 * 0.0, 0.0)
+    tmp21 = tmp5.to(tl.bfloat16)
+    tmp22 = tmp21.to(tl.float32)
+    tmp23 = tmp22 + tmp20
+    tl.store(in_out_ptr0 + (x3), tmp23, None)
 
 buf0 = extern_kernels.convolution(arg0_1, arg1_1, stride=(1, 1), padding=(1, 1), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1, bias=None)
 triton_poi_fused_0.run(arg0_1, buf0, buf1, 131072, stream=raw_stream0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -52,13 +54,21 @@ def _h100() -> Iterator[None]:
         stack.enter_context(mock.patch.object(CudaInterface, "is_available", staticmethod(lambda *a: True)))
         stack.enter_context(mock.patch.object(torch_triton, "triton_hash_with_backend", lambda: "none"))
         stack.enter_context(mock.patch.object(driver, "_active", target))
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))  # a CUDA build's (2.11)
         stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())  # which torch would leave behind, as it is stopped by an error
+        stack.enter_context(mock.patch.dict("os.environ", TORCHINDUCTOR_CACHE_DIR=folder))
         yield
 
 
 def triton_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype]], numerics: str | None) -> str:
     """What Inductor generates for `fn` in inference, with the passes at a level or without: the kernels, without their tuning
     metadata, and the calls, in order."""
+    return _essence(whole_source(fn, specs, numerics))
+
+
+def whole_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype]], numerics: str | None) -> str:
+    """The module that Inductor generates for `fn`, the same way."""
     sources: list[str] = []
 
     def codegen(self: Any) -> Any:
@@ -70,7 +80,7 @@ def triton_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype
     lowering.register()
     with _h100(), mock.patch.object(GraphLowering, "codegen", codegen), FakeTensorMode():
         args = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in specs]
-        gm = make_fx(lambda *a: (fn(*a),), decomposition_table=select_decomp_table())(*args)
+        gm = make_fx(lambda *a: out if isinstance(out := fn(*a), tuple) else (out,), decomposition_table=select_decomp_table())(*args)
         if numerics:
             run_joint(gm.graph, numerics)
             gm.graph.eliminate_dead_code()
@@ -81,7 +91,7 @@ def triton_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype
         except Exception:
             if not sources:
                 raise
-    return _essence(sources[0])
+    return sources[0]
 
 
 def _essence(source: str) -> str:

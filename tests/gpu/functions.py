@@ -1,0 +1,85 @@
+"""Functions with a site that reads a product, or has one in it, by name: where a GPU's compiler may skip a rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import ste_compile
+
+
+def seed(host, a, g):
+    return ste_compile.ste_forward(host, a * g)
+
+
+def host(a, g, seed):
+    return ste_compile.ste_forward(a * g, seed)
+
+
+def product_plus(host, a, g):
+    surrogate = a * g
+    return (host + surrogate) - surrogate.detach()
+
+
+def dequantised(x, codes, scale):
+    value = codes * scale
+    return x + (value - x).detach()
+
+
+def both_products(a, g, codes, scale):
+    x, value = a * g, codes * scale
+    return x + (value - x).detach()
+
+
+def two_surrogates(x, a, b, g):
+    s, t = a * g, b * g
+    return ((x + s) + t) - s.detach() - t.detach()
+
+
+def leaf_last(x, codes, scale):
+    value = codes * scale
+    return -(x - value).detach() + x
+
+
+def scaled_zero(host, a, g):
+    surrogate = a * g
+    return host + 0.3 * (surrogate - surrogate.detach())
+
+
+def scaled_difference(x, codes, scale):
+    return x * 3 - (x * 3 - codes * scale).detach()
+
+
+def number(a, g):
+    surrogate = a * g
+    return surrogate - (surrogate - 0.25).detach()
+
+
+def product_of_sites(host, a, g, scale):
+    return dequantised(host, ste_compile.ste_forward(host, a * g), scale)
+
+
+def broadcast(x, codes, scale):
+    rows = x.view(-1, 64)
+    return dequantised(rows, codes.view(-1, 64), scale.narrow(0, 0, len(rows)).unsqueeze(1))
+
+
+def negated_product(host, a, g):
+    surrogate = -(a * g)
+    return (host + surrogate) - surrogate.detach()
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    each.__name__: each
+    for each in (
+        seed, host, product_plus, dequantised, both_products, two_surrogates, leaf_last, scaled_zero, scaled_difference, number,
+        product_of_sites, broadcast, negated_product,
+    )
+}  # fmt: skip
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def arity(name: str) -> int:
+    return FUNCTIONS[name].__code__.co_argcount
