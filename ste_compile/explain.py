@@ -23,6 +23,7 @@ from .backends import compile_with
 from .describe import bytes_of, figures, line, saved_by
 from .hooks import JOINT, POST_GRAD, chained, inductor_options
 from .numerics import Numerics
+from .progress import doing
 from .report import Figures, Report
 from .state import modules_of, state_kept
 
@@ -39,6 +40,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         fn: a module, a function, or what `torch.compile` made of one.
         args, kwargs: what to call it with. Grad mode, autocast and `torch._dynamo.mark_dynamic` count as they do in any call.
         numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+
+    A line on the terminal, if there is one, says how far it is.
 
     Returns:
         A `Report`: print it, or `to_json`, or `to_html`. Kernels and bytes are Inductor's for this machine's device.
@@ -62,16 +65,18 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     fn = _torch.uncompiled(fn)
     recorder, ours = record.Recorder(), _Meter()
     options = inductor_options(numerics=numerics)
-    with record.recording(recorder):
+    with record.recording(recorder), doing(f"compiling with numerics={numerics!r}, 1 of 2"):
         _run(fn, args, kwargs, {**options, POST_FUSION: _plain(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
             each.parts[kind] = counted | ours.totals.get((each.compilation, kind), Figures())
     stock = _StockMeter(recorder.records)
     hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
-    _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
-    stock.finish()
-    return replace(recorder.report(), numerics=numerics)
+    with doing("compiling as stock does, 2 of 2"):
+        _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
+    with doing("counting what each site frees"):
+        stock.finish()
+        return replace(recorder.report(), numerics=numerics)
 
 
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

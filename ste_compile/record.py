@@ -50,6 +50,7 @@ class Record:
     compilation: Any
     id: int = field(default_factory=_ids.__next__)
     sites: tuple[Site, ...] = ()
+    stacks: tuple[tuple[source.Frame, ...], ...] = ()  # of each site; read at once, before somebody edits the file
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     owner: dict[Node, int] = field(default_factory=dict)
     frees: dict[int, list[Node]] = field(default_factory=lambda: defaultdict(list))  # `owner` by site: its work
@@ -81,7 +82,7 @@ class Record:
 
     def site(self, index: int) -> report.Site:
         site, outcome = self.sites[index], self.outcomes[index]
-        stack = source.frames(site.root)
+        stack = self.stacks[index]
         user, inner = source.users_frame(stack), stack[-1] if stack else None
         frees = self.measured.get(index) or figures(self.frees[index])
         return report.Site(
@@ -173,6 +174,7 @@ def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record 
     recorders = tuple(dict.fromkeys((*_recorders.get(), *more)))
     if not (recorders or log.isEnabledFor(logging.DEBUG) or _torch.trace_enabled()):
         return None
+    source.forget_edited()
     copy = Graph()
     copied: dict[Node, Node] = {}
     copy.output(copy.graph_copy(graph, copied)).meta = graph.output_node().meta
@@ -188,9 +190,10 @@ def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record 
 def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[Outcome]) -> None:
     """What was found and done in the graph that `record` began with."""
     record.sites = tuple(_translated(site, record.copied) for site in sites)
+    record.stacks = tuple(source.frames(site.root) for site in record.sites)
     record.outcomes = dict(enumerate(outcomes))
     parameters, cut = _inputs.get()
-    record.started_by = next(filter(None, map(_break_before, record.sites)), CUT if cut else None)
+    record.started_by = next(filter(None, map(_break_before, record.stacks)), CUT if cut else None)
     cancelled = {index for index, outcome in record.outcomes.items() if outcome.action == "cancelled"}
     inputs = record.graph.find_nodes(op="placeholder")
     record.foreign = {node for i, node in enumerate(inputs) if (i in cut if record.started_by is CUT else i not in parameters)}
@@ -257,9 +260,9 @@ def _translated(site: Site, copied: dict[Node, Node]) -> Site:
     return replace(site, root=copied[site.root], value=value, surrogates=surrogates, tree=tree)
 
 
-def _break_before(site: Site) -> report.Break | None:
-    """The graph break after which the frame of a site was resumed."""
-    for frame in source.frames(site.root):
+def _break_before(stack: Sequence[source.Frame]) -> report.Break | None:
+    """The graph break after which one of a site's frames was resumed."""
+    for frame in stack:
         if frame.resumed_at is not None:
             reason = _torch.graph_break_reason(frame.file, frame.resumed_at)
             return report.Break(frame.file, frame.resumed_at, reason or "for a reason Dynamo did not keep")

@@ -1,7 +1,9 @@
 """What `explain` says of a model, against what can be counted another way."""
 
 import inspect
+import io
 import re
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import ste_compile
-from ste_compile import source
+from ste_compile import progress, source
 from ste_compile.report import Report
 
 from .test_structure import Model
@@ -290,3 +292,69 @@ def test_without_marks_a_frame_shows_what_its_statement_computes(tmp_path, code,
     node.meta["stack_trace"] = f'  File "{file}", line 2, in forward\n    {code}\n'
     (frame,) = source.frames(node)
     assert frame.code == computed
+
+
+class Layers(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
+
+    def forward(self, h):
+        for layer in self.layers:
+            h = ste_compile.ste_forward(h, nn.functional.gelu(layer(h)))
+        return h
+
+
+def test_a_file_is_read_once_however_many_layers(monkeypatch):
+    """Given 3 layers and 12, whose nodes come of the same lines, the report parses the same files, once each, and looks up as many
+    places. Broken by: splitting a file again for each node, frame and view; seen to fail."""
+    parse, cut, counts = source._parsed, source._segment, []
+    for layers in (3, 12):
+        parsed, places = [], []
+        source._files.clear()
+        source._frames.cache_clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(source, "_parsed", lambda lines, parsed=parsed: parsed.append(len(lines)) or parse(lines))
+            patched.setattr(source, "_segment", lambda *args, places=places: places.append(args[1:]) or cut(*args))
+            compiled = torch.compile(Layers(layers), backend="ste_aot_eager", options={"numerics": "finite"})
+            with ste_compile.collect() as recorder:
+                compiled(torch.randn(2, 4)).sum().backward()
+            assert len(recorder.report().sites) == layers
+        counts.append((parsed, places))
+    assert counts[0] == counts[1] and len(counts[0][0]) == len(source._files)
+
+
+def test_an_edited_file_is_read_again(tmp_path):
+    """Given a file that is edited between two compilations, each report shows what was compiled, also when it is asked for later.
+    Broken by: keeping what was read of the file; by reading the file when the report is made; seen to fail."""
+    file = tmp_path / "edited.py"
+    reports = []
+    for expression in ("h + (s - s.detach())", "(s.sin() - s.sin().detach()) + h"):
+        file.write_text(f"def model(h, s):\n    return {expression}\n")
+        scope = {}
+        exec(compile(file.read_text(), str(file), "exec"), scope)
+        compiled = torch.compile(scope["model"], backend="ste_aot_eager", options={"numerics": "finite"})
+        with ste_compile.collect() as recorder:
+            compiled(torch.ones(2), torch.ones(2))
+        assert [site.expression for site in recorder.sites()] == [expression]
+        reports.append(recorder)
+    assert [site.code for site in reports[0].sites()] == ["h + (s - s.detach())"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", (Terminal, io.StringIO))
+def test_a_line_on_a_terminal_says_how_far_it_is(monkeypatch, capsys, stream):
+    """Given a terminal, each step is named and the line is empty in the end; given anything else, nothing is written."""
+    monkeypatch.setattr(sys, "stderr", stream())
+    ste_compile.explain(lambda h, s: h + (s - s.detach()), torch.ones(2), torch.ones(2))
+    steps = re.findall("ste-compile: (.*?) \\.\\.\\.", written := sys.stderr.getvalue())
+    assert capsys.readouterr().out == ""
+    if stream is Terminal:
+        assert steps == ["compiling with numerics='exact', 1 of 2", "compiling as stock does, 2 of 2", "counting what each site frees"]
+        assert written.endswith(progress.CLEAR)
+    else:
+        assert written == ""
