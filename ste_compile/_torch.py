@@ -79,6 +79,7 @@ __all__ = [
     "compile_id",
     "compiled_apart",
     "compiling_alone",
+    "context",
     "cut_indices",
     "forward_outputs",
     "get_hash_for_files",
@@ -128,6 +129,12 @@ def compilation() -> Any:
     compile_id = torch._guards.CompileContext.current_compile_id()
     names, *_ = get_aot_compilation_context()  # ["0_forward"]
     return compile_id and (compile_id, *(name.split("_")[0] for name in names))
+
+
+def context() -> Any:
+    """What torch keeps of the graph from Dynamo that is being compiled: one object, also for a backward that is compiled later on
+    another thread. It dies once nothing can be compiled of that graph any more. None outside any compilation."""
+    return torch._guards.TracingContext.try_get()
 
 
 def compile_id() -> str:

@@ -32,7 +32,7 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
     """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Nothing is deferred to a backward that
     could not run it in a region."""
     deferred = deferred and not _torch.backward_is_traced()
-    known = guarded(record.begin, graph, numerics, dump.recorders())
+    known = guarded(record.begin, graph, numerics, record.watchers(dump.recorders()))
     sites = _chosen(recognise(graph))
     outcomes = _reported(cancel(graph, sites, numerics, deferred=deferred))
     for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
@@ -163,7 +163,7 @@ class Chain(_torch.CustomGraphPass):
 def _uuid() -> bytes | None:
     """A hash of everything that decides what the passes do to a graph; None, which keeps it out of the caches, where they are
     watched: a graph from a cache runs no pass."""
-    if record.wanted() or dump.recorders():
+    if record.watchers(dump.recorders()):
         return None
     here = Path(__file__).parent
     passes = Path(recognise.__code__.co_filename).parent

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -31,7 +32,13 @@ log = logging.getLogger("ste_compile")
 _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders", default=())
 # Which inputs of the graph from Dynamo are parameters, and which come from a part that DDPOptimizer cut off.
 _inputs: ContextVar[tuple[frozenset[int], frozenset[int]]] = ContextVar("ste_compile_inputs", default=(frozenset(), frozenset()))
-_recent: deque[Record] = deque(maxlen=64)  # a graph may be compiled long after its joint graph; its record must still be there
+# Torch keeps one context for a graph from Dynamo and, on whatever thread that is compiled, for its backward; it is gone when no
+# backward can come any more. Who watches is decided once for it, and it keeps the records alive, which are found by id.
+_watchers: WeakKeyDictionary[Any, tuple[Recorder, ...]] = WeakKeyDictionary()
+_waiting: WeakKeyDictionary[Any, list[Record]] = WeakKeyDictionary()
+_done: deque[ref[Record]] = deque()  # those whose backward is compiled: their context lives as long as the function
+_outside: deque[Record] = deque(maxlen=8)  # records made outside any context
+_records: WeakValueDictionary[int, Record] = WeakValueDictionary()
 _ids = itertools.count()
 CUT = report.Break("", 0, "DDPOptimizer's between buckets of gradients (`bucket_cap_mb`, `torch._dynamo.config.optimize_ddp`)")
 VIEWS = ["stock forward", "forward", "stock inference", "inference", "before", "after", "stock backward", "backward"]
@@ -64,6 +71,7 @@ class Record:
     measured: dict[int, report.Figures] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)  # names of the tensors its forward saves
     logged: set[int] = field(default_factory=set)
+    waiting: list[Record] = field(default_factory=list, repr=False)  # those that its context holds
 
     @property
     def training(self) -> bool:
@@ -73,11 +81,12 @@ class Record:
         """All of it, as data."""
         sites = tuple(map(self.site, range(len(self.sites))))
         # Beside each other first: stock's graph and ours where there are both, else before and after.
-        compared = any(name.startswith("stock") for name in self.views)
-        names = sorted(self.views, key=VIEWS.index) if compared else list(self.views)
-        known = {which: {name for name, _, _ in shown} for which, shown in self.views.items()}
+        shown, counted = dict(self.views), dict(self.parts)  # as they are now: another thread may be compiling the backward
+        compared = any(name.startswith("stock") for name in shown)
+        names = sorted(shown, key=VIEWS.index) if compared else list(shown)
+        known = {which: {name for name, _, _ in lines} for which, lines in shown.items()}
         views = tuple(report.View(name, tuple(self._lines(name, known))) for name in names)
-        parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in self.parts.items())
+        parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in counted.items())
         return report.Graph(self.name, self.training, self.numerics, sites, parts, views, self.started_by)
 
     def site(self, index: int) -> report.Site:
@@ -164,14 +173,16 @@ def collect(*, graphs: bool = True) -> Iterator[Recorder]:
         yield recorder
 
 
-def wanted() -> bool:
-    """Whether somebody records the graph being compiled."""
-    return bool(_recorders.get())
+def watchers(more: Sequence[Recorder] = ()) -> tuple[Recorder, ...]:
+    """Who records the compilation under way, `more` among them. Decided when it starts: the backward, which may be compiled after
+    their block has ended, has the same."""
+    now = tuple(dict.fromkeys((*_recorders.get(), *more)))
+    context = _torch.context()
+    return now if context is None else _watchers.setdefault(context, now)
 
 
-def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record | None:
+def begin(graph: Graph, numerics: str, recorders: tuple[Recorder, ...] = ()) -> Record | None:
     """A record of a joint or inference graph that no pass has touched yet; None where nobody asked for one."""
-    recorders = tuple(dict.fromkeys((*_recorders.get(), *more)))
     if not (recorders or log.isEnabledFor(logging.DEBUG) or _torch.trace_enabled()):
         return None
     source.forget_edited()
@@ -180,17 +191,34 @@ def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record 
     copy.output(copy.graph_copy(graph, copied)).meta = graph.output_node().meta
     record = Record(numerics, copy, copied, recorders, _torch.compile_id(), _torch.compilation())
     _look(record, "before", graph)
-    _recent.append(record)
+    _keep(record)
     for recorder in recorders:
         if recorder.changed is None:
             recorder.records.append(record)
     return record
 
 
+def _keep(record: Record) -> None:
+    """Hold a record until what comes of its graph is compiled. One whose backward is goes when the next one begins: graphs inside
+    a backward (of higher-order operators) are compiled before it, and look like one."""
+    with contextlib.suppress(IndexError):
+        while True:
+            if (done := _done.popleft()()) is not None and done in (held := done.waiting):
+                held.remove(done)
+    _records[record.id] = record
+    context = _torch.context()
+    if context is None:
+        _outside.append(record)
+    else:
+        record.waiting = _waiting.setdefault(context, [])
+        record.waiting.append(record)
+
+
 def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[Outcome]) -> None:
     """What was found and done in the graph that `record` began with."""
     record.sites = tuple(_translated(site, record.copied) for site in sites)
     record.stacks = tuple(source.frames(site.root) for site in record.sites)
+    record.copied.clear()  # or the graph itself would live as long as its copy
     record.outcomes = dict(enumerate(outcomes))
     parameters, cut = _inputs.get()
     record.started_by = next(filter(None, map(_break_before, record.stacks)), CUT if cut else None)
@@ -227,6 +255,8 @@ def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
     if kind == "forward":
         record.saved = {node.name for node in saved_by(graph)}
         record.parts[kind] |= report.Figures(bytes_saved=bytes_of(saved_by(graph)))
+    if kind == "backward":
+        _done.append(ref(record))
     _trace(record, kind)
     if kind != "backward" and record.sites:
         sites = range(len(record.sites))
@@ -246,12 +276,11 @@ def key(record: Record | None, index: int) -> Any:
 
 
 def _record_of(outcomes: Sequence[Outcome]) -> Record | None:
-    ids = {outcome.key[0] for outcome in outcomes if outcome.key}
-    compilation = _torch.compilation()
-    for record in reversed(_recent):
-        if record.id in ids if ids else compilation is not None and record.compilation == compilation:
-            return record
-    return None
+    if ids := {outcome.key[0] for outcome in outcomes if outcome.key}:
+        return next(filter(None, map(_records.get, sorted(ids, reverse=True))), None)
+    context, compilation = _torch.context(), _torch.compilation()
+    records = [] if context is None else _waiting.get(context, [])
+    return next((record for record in reversed(tuple(records)) if record.compilation == compilation is not None), None)
 
 
 def _translated(site: Site, copied: dict[Node, Node]) -> Site:
