@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import _torch, record
 from . import numerics as levels
 from .backends import compile_with
+from .breaks import graph_breaks
 from .describe import bytes_of, figures, line, saved_by
 from .hooks import JOINT, POST_GRAD, chained, inductor_options
 from .numerics import Numerics
@@ -65,7 +66,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     fn = _torch.uncompiled(fn)
     recorder, ours = record.Recorder(), _Meter()
     options = inductor_options(numerics=numerics)
-    with record.recording(recorder), doing(f"compiling with numerics={numerics!r}, 1 of 2"):
+    with record.recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={numerics!r}, 1 of 2"):
         _run(fn, args, kwargs, {**options, POST_FUSION: _plain(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
@@ -76,7 +77,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         _run(fn, args, kwargs, {**hooks, POST_FUSION: _plain(stock.scheduled)})
     with doing("counting what each site frees"):
         stock.finish()
-        return replace(recorder.report(), numerics=numerics)
+        return replace(recorder.report(), numerics=numerics, breaks=tuple(breaks))
 
 
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

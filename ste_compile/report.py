@@ -125,15 +125,18 @@ class Site:
 
 @dataclass(frozen=True)
 class Break:
-    """Why Dynamo stopped capturing a graph, and where; `file` is "" where no line of code is the reason."""
+    """Why Dynamo stopped capturing a graph, and where; `file` is "" where no line of code is the reason. `eager` is what is not
+    compiled for it: a function, or "the rest of" one; "" where Dynamo went on after the line."""
 
     file: str
     line: int
     reason: str
+    eager: str = ""
 
     def __str__(self) -> str:
         where = f" at {self.file}:{self.line}" if self.file else ""
-        return f"graph break{where}, {self.reason}"
+        after = f"; {self.eager} runs in eager, but for functions it calls" if self.eager else ""
+        return f"graph break{where}, {self.reason.rstrip('.') if after else self.reason}{after}"
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ class Graph:
 @dataclass(frozen=True)
 class Report:
     """What was compiled, in order. Print it, or `to_json`, or `to_html`; `Report.from_json(report.to_json()) == report`.
+    `breaks` is where Dynamo stopped, and what it did not compile (`explain` alone knows).
 
     >>> report = Report("finite", "2.13.0", ())
     >>> Report.from_json(report.to_json()) == report
@@ -198,6 +202,7 @@ class Report:
     torch: str
     graphs: tuple[Graph, ...]
     schema: int = SCHEMA
+    breaks: tuple[Break, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -241,8 +246,8 @@ def _restore(kind: Any, data: Any) -> Any:
     """Dataclasses, tuples and optionals from what `asdict` and JSON make of them."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{field.name: _restore(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
+        hints = typing.get_type_hints(kind)  # (a field that is newer than the text has its default)
+        return kind(**{name: _restore(hints[name], data[name]) for name in hints if name in data})
     if origin is tuple:
         each = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(_restore(k, d) for k, d in zip(each, data))

@@ -21,6 +21,8 @@ def render(report: Report) -> str:
     count = len(report.sites)
     console.print(f"ste-compile, torch {report.torch}, numerics={report.numerics!r}: {_plural(count, 'site')}, "
                   f"{_plural(len(report.graphs), 'graph')}", markup=False)  # fmt: skip
+    for each in report.breaks:
+        console.print(str(each), markup=False)
     for graph in report.graphs:
         _render(console, graph)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

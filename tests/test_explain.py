@@ -2,6 +2,8 @@
 
 import inspect
 import io
+import json
+import logging
 import re
 import sys
 
@@ -11,7 +13,7 @@ from torch import nn
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import ste_compile
-from ste_compile import progress, source
+from ste_compile import breaks, progress, source
 from ste_compile.report import Report
 
 from .test_structure import Model
@@ -358,3 +360,75 @@ def test_a_line_on_a_terminal_says_how_far_it_is(monkeypatch, capsys, stream):
         assert written.endswith(progress.CLEAR)
     else:
         assert written == ""
+
+
+def estimate(x):
+    return x + (x.round() - x).detach()
+
+
+def branching(x):
+    for _ in range(2):
+        x = x + (x.round() - x).detach()
+        if x.sum() > 0:
+            x = x + 1
+    return x
+
+
+class Recurrent(nn.Module):
+    """An estimator ahead of a module that Dynamo cannot enter, and one behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4)
+
+    def forward(self, x):
+        x = estimate(x)
+        x, _ = self.lstm(x)
+        return x + (x.round() - x).detach()
+
+
+def printing(x):
+    x = estimate(x)
+    print(end="")
+    return estimate(x)
+
+
+def line_of(fn, text):
+    lines, first = inspect.getsourcelines(fn)
+    return inspect.getsourcefile(fn), first + next(i for i, line in enumerate(lines) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("fn", "text", "reason", "eager", "sites"),
+    (
+        (branching, "if x.sum()", "Data-dependent branching. ", "branching", 0),
+        (Recurrent(), "self.lstm(x)", "Attempted to wrap RNN, GRU, or LSTM. ", "the rest of forward", 1),
+        (printing, "print(", "Failed to trace builtin operator. ", "", 2),
+        (estimate, None, None, None, 1),
+    ),
+    ids=("branch", "lstm", "break", "whole"),
+)
+def test_what_is_not_compiled_is_named_with_its_place_and_reason(capsys, fn, text, reason, eager, sites):
+    """Given a frame that Dynamo skips, the rest of one, or a break after which it goes on, the report names each, in text, JSON and
+    page; it prints no log and leaves Dynamo's settings. Broken by: reporting graphs alone; seen to fail."""
+    utils, log = torch._dynamo.utils, logging.getLogger(breaks.LOG)
+    settings = utils._compilation_metrics.maxlen, log.level, log.propagate, len(log.handlers)
+    report = ste_compile.explain(fn, torch.randn(3, 4), numerics="algebraic")
+    assert (utils._compilation_metrics.maxlen, log.level, log.propagate, len(log.handlers)) == settings
+    assert capsys.readouterr() == ("", "") and len(report.sites) == sites
+    assert Report.from_json(report.to_json()) == report
+    if text is None:
+        assert report.breaks == ()
+        return
+    (found,) = report.breaks
+    assert (found.file, found.line) == line_of(fn.forward if isinstance(fn, nn.Module) else fn, text)
+    assert found.reason.startswith(reason) and found.eager == eager
+    assert " ".join(str(found).split()) in " ".join(str(report).split())
+    assert found.reason.split(". ")[0] in report.to_html()
+
+
+def test_json_from_before_a_field_was_there_is_read(reports):
+    """Given a report of the same schema without `breaks`, it has none."""
+    data = json.loads(reports[1].to_json())
+    del data["breaks"]
+    assert Report.from_json(json.dumps(data)) == reports[1]
