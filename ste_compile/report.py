@@ -180,12 +180,32 @@ class Graph:
     started_by: Break | None = None
 
     def freed(self) -> Figures:
-        """What the forward has less than stock's; where that was not measured, what the cancelled sites free, added up. (What the
-        sites free is what they alone cause; Inductor may besides fuse what is left in another way.)"""
+        """What the forward has less than stock's; where that was not measured, what the cancelled sites free, added up."""
         for part in self.parts:
             if part.kind != "backward" and part.stock.kernels is not None:
                 return part.stock - part.ours
+        return self._sites_free()
+
+    def rest(self) -> Figures:
+        """What the forward has less than stock's (negative: more) besides what the cancelled sites free. A site frees what it
+        alone keeps; Inductor may then fuse, and the partitioner save, what is left in another way, and a fused site is another
+        operator."""
+        return self.freed() - self._sites_free()
+
+    def _sites_free(self) -> Figures:
         return sum((site.frees for site in self.sites if site.action == "cancelled"), Figures(0, 0, 0, 0, 0, 0))
+
+
+def difference(figures: Figures) -> str:
+    """A signed difference in words: "10 kernels fewer, 2.0 KiB more saved"; "" where there is none."""
+    return ", ".join(_less(name, count) for name, count in dataclasses.asdict(figures).items() if count)
+
+
+def _less(name: str, count: int) -> str:
+    kind, is_bytes, side = name.partition("bytes_")
+    if is_bytes:
+        return f"{mebibytes(abs(count))} {'less' if count > 0 else 'more'} {side}"
+    return f"{abs(count)} {kind if abs(count) > 1 else kind.removesuffix('s')} {'fewer' if count > 0 else 'more'}"
 
 
 @dataclass(frozen=True)

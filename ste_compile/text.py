@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .report import Graph, Part, Report, Site, mebibytes
+from .report import Graph, Part, Report, Site, difference, mebibytes
 
 WIDTH = 100
 
@@ -42,6 +42,8 @@ def _render(console: Console, graph: Graph) -> None:
     if any(part.stock.kernels is not None for part in graph.parts):
         console.print("compiled, stock -> ours:")
         console.print(_parts(graph))
+        if rest := difference(graph.rest()):
+            console.print(f"in the forward, besides what sites free: {rest}", markup=False)
 
 
 def _what(site: Site) -> list[str]:
