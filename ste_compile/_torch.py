@@ -81,6 +81,7 @@ __all__ = [
     "compiling_alone",
     "context",
     "cut_indices",
+    "dynamo_utils",
     "forward_outputs",
     "get_hash_for_files",
     "graph_break_reason",

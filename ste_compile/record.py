@@ -36,7 +36,7 @@ _inputs: ContextVar[tuple[frozenset[int], frozenset[int]]] = ContextVar("ste_com
 # backward can come any more. Who watches is decided once for it, and it keeps the records alive, which are found by id.
 _watchers: WeakKeyDictionary[Any, tuple[Recorder, ...]] = WeakKeyDictionary()
 _waiting: WeakKeyDictionary[Any, list[Record]] = WeakKeyDictionary()
-_done: deque[ref[Record]] = deque()  # those whose backward is compiled: their context lives as long as the function
+_done: deque[tuple[ref[Any], int]] = deque()  # (context, record) whose backward is compiled: that context may live on for long
 _outside: deque[Record] = deque(maxlen=8)  # records made outside any context
 _records: WeakValueDictionary[int, Record] = WeakValueDictionary()
 _ids = itertools.count()
@@ -71,7 +71,6 @@ class Record:
     measured: dict[int, report.Figures] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)  # names of the tensors its forward saves
     logged: set[int] = field(default_factory=set)
-    waiting: list[Record] = field(default_factory=list, repr=False)  # those that its context holds
 
     @property
     def training(self) -> bool:
@@ -203,15 +202,17 @@ def _keep(record: Record) -> None:
     a backward (of higher-order operators) are compiled before it, and look like one."""
     with contextlib.suppress(IndexError):
         while True:
-            if (done := _done.popleft()()) is not None and done in (held := done.waiting):
+            where, number = _done.popleft()
+            before, done = where(), _records.get(number)
+            held = _waiting.get(before, []) if before is not None else []
+            if done in held:
                 held.remove(done)
     _records[record.id] = record
     context = _torch.context()
     if context is None:
         _outside.append(record)
     else:
-        record.waiting = _waiting.setdefault(context, [])
-        record.waiting.append(record)
+        _waiting.setdefault(context, []).append(record)
 
 
 def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[Outcome]) -> None:
@@ -255,8 +256,8 @@ def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
     if kind == "forward":
         record.saved = {node.name for node in saved_by(graph)}
         record.parts[kind] |= report.Figures(bytes_saved=bytes_of(saved_by(graph)))
-    if kind == "backward":
-        _done.append(ref(record))
+    if kind == "backward" and (context := _torch.context()) is not None:
+        _done.append((ref(context), record.id))
     _trace(record, kind)
     if kind != "backward" and record.sites:
         sites = range(len(record.sites))
