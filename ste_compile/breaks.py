@@ -40,12 +40,12 @@ def graph_breaks() -> Iterator[list[Break]]:
             if stop.reason == "step_unsupported" and stop.user_stack:
                 frame = stop.user_stack[-1]
                 _add(found, frame.filename, frame.lineno or 0, "", _function(frame.name, rest=True))
-        for frame in utils.get_compilation_metrics()[metrics:]:
-            if frame.fail_type:
-                file, line = frame.fail_user_frame_filename, frame.fail_user_frame_lineno
+        for tried in utils.get_compilation_metrics()[metrics:]:
+            if tried.fail_type:
+                file, line = tried.fail_user_frame_filename, tried.fail_user_frame_lineno
                 if not file:
-                    file, line = frame.co_filename, frame.co_firstlineno
-                _add(found, file or "", line or 0, frame.fail_reason or "", _function(frame.co_name or "a frame"))
+                    file, line = tried.co_filename, tried.co_firstlineno
+                _add(found, file or "", line or 0, tried.fail_reason or "", _function(tried.co_name or "a frame"))
         utils.set_compilation_metrics_limit(limit)
         breaks += found.values()
 
