@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from . import __version__
 from .numerics import REMOVES
+from .progress import doing
 from .report import Report
 
 EPILOG = """\
@@ -81,24 +80,22 @@ def _explain(parsed: argparse.Namespace) -> int:
         if option is not None and not option.absolute().parent.is_dir():
             raise Wrong(f"the folder of {str(option)!r} does not exist")
     make = _load(parsed.target)
-    status = Console(stderr=True)
-    with status.status("running in eager"):
-        try:
+    try:
+        with doing("running the model in eager"):
             model, args, kwargs = _unpacked(make(), parsed.target)
             _once(model, args, kwargs)
-        except Wrong:
-            raise
-        except Exception as error:
-            _show(error, "the model fails in eager:")
-            return 1
+    except Wrong:
+        raise
+    except Exception as error:
+        _show(error, "the model fails in eager:")
+        return 1
     from .explain import explain
 
-    with status.status(f"compiling, numerics={parsed.numerics}, and stock beside it"):
-        try:
-            report = explain(model, *args, numerics=parsed.numerics, **kwargs)
-        except Exception as error:
-            _show(error, "the model runs in eager, and its compilation fails:")
-            return 3
+    try:
+        report = explain(model, *args, numerics=parsed.numerics, **kwargs)
+    except Exception as error:
+        _show(error, "the model runs in eager, and its compilation fails:")
+        return 3
     if parsed.json == "-":
         print(report.to_json())
     else:

@@ -114,6 +114,14 @@ FEATURES = {
             "torch._logging._internal:trace_structured",
         ),
     ),
+    "breaks": (
+        "`explain` lists no graph breaks",
+        (
+            "torch._dynamo.utils:_compilation_metrics",
+            "torch._dynamo.utils:get_compilation_metrics",
+            "torch._dynamo.utils:set_compilation_metrics_limit",
+        ),
+    ),
     "counts": (
         "`explain` counts no kernels and no bytes",
         (
@@ -148,7 +156,9 @@ __all__ = [
     "compile_id",
     "compiled_apart",
     "compiling_alone",
+    "context",
     "cut_indices",
+    "dynamo_utils",
     "failed",
     "fake_inputs",
     "forward_outputs",
@@ -233,6 +243,19 @@ def compilation() -> Any:
     return compile_id and (compile_id, *(name.split("_")[0] for name in names))
 
 
+def context() -> Any:
+    """What torch keeps of the graph from Dynamo that is being compiled: one object, also for a backward that is compiled later on
+    another thread. It dies once nothing can be compiled of that graph any more. None outside any compilation, and where torch keeps no such object."""
+    return torch._guards.TracingContext.try_get() if can("reports") else None
+
+
+def dynamo_utils() -> Any:
+    """Where Dynamo keeps its metrics and the reasons of graph breaks."""
+    from torch._dynamo import utils
+
+    return utils
+
+
 def compile_id() -> str:
     """Dynamo's name of the graph being compiled, "0/0"; "" outside a compilation."""
     return str(torch._guards.CompileContext.current_compile_id() or "")
@@ -302,9 +325,7 @@ def saved(graph: Graph) -> list[Node]:
 
 def graph_break_reason(file: str, line: int) -> str:
     """Why Dynamo broke the graph at a line, in a sentence, and where that was if it was in a call made there; "" if unknown."""
-    from torch._dynamo import utils as dynamo_utils
-
-    for reason in reversed(dynamo_utils.graph_break_reasons):
+    for reason in reversed(dynamo_utils().graph_break_reasons):
         stack = list(reason.user_stack)
         if any(frame.filename == file and frame.lineno == line for frame in stack):
             lines = [text.strip() for text in reason.reason.strip().splitlines()]

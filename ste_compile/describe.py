@@ -81,8 +81,7 @@ def bytes_of(nodes: Iterable[Node]) -> int:
 
 def line(node: Node) -> tuple[str, str, str]:
     """(name, `name: type = op(arguments)`, `file:line`) of a node."""
-    stack = source.frames(node)
-    where = source.users_frame(stack) if node.op == "call_function" else None
+    where = source.place(node) if node.op == "call_function" else ""
     if node.op == "placeholder":
         text = f"{node.name}: {type_of(node)} = input()"
     elif node.op == "output":
@@ -91,7 +90,7 @@ def line(node: Node) -> tuple[str, str, str]:
         target = str(node.target) if isinstance(node.target, (str, torch._ops.OpOverload)) else node.target.__name__
         arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
         text = f"{node.name}: {type_of(node)} = {target.removesuffix('.default')}({', '.join(arguments)})"
-    return node.name, text, str(where or "")
+    return node.name, text, where
 
 
 class _Name(str):
@@ -165,7 +164,7 @@ def _elsewhere(node: Node, stays: Set[Node]) -> str:
     user = next((user for user in node.users if user in stays), None)
     if user is None:
         return "as a result"
-    where = source.users_frame(source.frames(user))
+    where = source.place(user)
     return f"in {user.name}" + (f", {where}" if where else "")
 
 

@@ -20,10 +20,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import _torch, record
 from . import numerics as levels
 from .backends import compile_with
+from .breaks import graph_breaks
 from .describe import bytes_of, figures, line, saved_by
 from .hooks import JOINT, POST_GRAD
 from .numerics import Numerics
 from .options import chained, inductor_options
+from .progress import doing
 from .report import Figures, Report
 from .state import modules_of, state_kept
 
@@ -40,6 +42,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         fn: a module, a function, or what `torch.compile` made of one.
         args, kwargs: what to call it with. Grad mode, autocast and `torch._dynamo.mark_dynamic` count as they do in any call.
         numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+
+    A line on the terminal, if there is one, says how far it is.
 
     Returns:
         A `Report`: print it, or `to_json`, or `to_html`. Kernels and bytes are Inductor's for this machine's device.
@@ -63,16 +67,18 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     fn = _torch.uncompiled(fn)
     recorder, ours = record.Recorder(), _Meter()
     options = inductor_options(numerics=numerics)
-    with record.recording(recorder):
+    with record.recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={numerics!r}, 1 of 2"):
         _run(fn, args, kwargs, {**options, **_after_fusion(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
             each.parts[kind] = counted | ours.totals.get((each.compilation, kind), Figures())
     stock = _StockMeter(recorder.records)
     hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
-    _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
-    stock.finish()
-    return replace(recorder.report(), numerics=numerics)
+    with doing("compiling as stock does, 2 of 2"):
+        _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
+    with doing("counting what each site frees"):
+        stock.finish()
+        return replace(recorder.report(), numerics=numerics, breaks=tuple(breaks))
 
 
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -37,7 +37,8 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
     could not run it in a region."""
     if REMOVES[numerics] and deferred:
         deferred = not _torch.backward_is_traced() and _torch.can("regions")
-    known = guarded(record.begin, graph, numerics, dump.recorders()) if _torch.can("reports") else None
+    watchers = record.watchers(dump.recorders())
+    known = guarded(record.begin, graph, numerics, watchers) if _torch.can("reports") else None
     sites: tuple[Site, ...] = ()
     outcomes: list[Outcome] = []
     try:
@@ -166,7 +167,7 @@ class PostGradPass(_torch.CustomGraphPass):
 def _uuid() -> bytes | None:
     """A hash of everything that decides what the passes do to a graph; None, which keeps it out of the caches, where they are
     watched: a graph from a cache runs no pass."""
-    if record.wanted() or dump.recorders():
+    if record.watchers(dump.recorders()):
         return None
     return _identity()
 

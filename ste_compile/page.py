@@ -24,7 +24,7 @@ from pygments.lexers import PythonLexer
 from pygments.style import Style
 from pygments.token import Comment, Keyword, Name, String, Text
 
-from .report import Figures, Graph, Line, Report, Site, mebibytes
+from .report import Figures, Graph, Line, Report, Site, difference, mebibytes
 
 # What became of a node: its sign in the gutter, and what that means.
 STATES = {
@@ -53,7 +53,7 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(code=code, amount=amount, split_path=split_path)
+    environment.filters.update(code=code, amount=amount, split_path=split_path, difference=difference)
     source = functools.partial(loader.get_source, environment)
     script = source("page.js")[0]
     return environment.get_template("page.html.j2").render(

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -31,7 +32,13 @@ log = logging.getLogger("ste_compile")
 _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders", default=())
 # Which inputs of the graph from Dynamo are parameters, and which come from a part that DDPOptimizer cut off.
 _inputs: ContextVar[tuple[frozenset[int], frozenset[int]]] = ContextVar("ste_compile_inputs", default=(frozenset(), frozenset()))
-_recent: deque[Record] = deque(maxlen=64)  # a graph may be compiled long after its joint graph; its record must still be there
+# Torch keeps one context for a graph from Dynamo and, on whatever thread that is compiled, for its backward; it is gone when no
+# backward can come any more. Who watches is decided once for it, and it keeps the records alive, which are found by id.
+_watchers: WeakKeyDictionary[Any, tuple[Recorder, ...]] = WeakKeyDictionary()
+_waiting: WeakKeyDictionary[Any, list[Record]] = WeakKeyDictionary()
+_done: deque[tuple[ref[Any], int]] = deque()  # (context, record) whose backward is compiled: that context may live on for long
+_outside: deque[Record] = deque(maxlen=8)  # records made outside any context
+_records: WeakValueDictionary[int, Record] = WeakValueDictionary()
 _ids = itertools.count()
 CUT = report.Break("", 0, "DDPOptimizer's between buckets of gradients (`bucket_cap_mb`, `torch._dynamo.config.optimize_ddp`)")
 VIEWS = ["stock forward", "forward", "stock inference", "inference", "before", "after", "stock backward", "backward"]
@@ -50,6 +57,7 @@ class Record:
     compilation: Any
     id: int = field(default_factory=_ids.__next__)
     sites: tuple[Site, ...] = ()
+    stacks: tuple[tuple[source.Frame, ...], ...] = ()  # of each site; read at once, before somebody edits the file
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     owner: dict[Node, int] = field(default_factory=dict)
     frees: dict[int, list[Node]] = field(default_factory=lambda: defaultdict(list))  # `owner` by site: its work
@@ -72,16 +80,17 @@ class Record:
         """All of it, as data."""
         sites = tuple(map(self.site, range(len(self.sites))))
         # Beside each other first: stock's graph and ours where there are both, else before and after.
-        compared = any(name.startswith("stock") for name in self.views)
-        names = sorted(self.views, key=VIEWS.index) if compared else list(self.views)
-        known = {which: {name for name, _, _ in shown} for which, shown in self.views.items()}
+        shown, counted = dict(self.views), dict(self.parts)  # as they are now: another thread may be compiling the backward
+        compared = any(name.startswith("stock") for name in shown)
+        names = sorted(shown, key=VIEWS.index) if compared else list(shown)
+        known = {which: {name for name, _, _ in lines} for which, lines in shown.items()}
         views = tuple(report.View(name, tuple(self._lines(name, known))) for name in names)
-        parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in self.parts.items())
+        parts = tuple(report.Part(kind, ours, self.stock.get(kind, report.Figures())) for kind, ours in counted.items())
         return report.Graph(self.name, self.training, self.numerics, sites, parts, views, self.started_by)
 
     def site(self, index: int) -> report.Site:
         site, outcome = self.sites[index], self.outcomes[index]
-        stack = source.frames(site.root)
+        stack = self.stacks[index]
         user, inner = source.users_frame(stack), stack[-1] if stack else None
         frees = self.measured.get(index) or figures(self.frees[index])
         return report.Site(
@@ -164,34 +173,57 @@ def collect(*, graphs: bool = True) -> Iterator[Recorder]:
         yield recorder
 
 
-def wanted() -> bool:
-    """Whether somebody records the graph being compiled."""
-    return bool(_recorders.get())
+def watchers(more: Sequence[Recorder] = ()) -> tuple[Recorder, ...]:
+    """Who records the compilation under way, `more` among them. Decided when it starts: the backward, which may be compiled after
+    their block has ended, has the same."""
+    now = tuple(dict.fromkeys((*_recorders.get(), *more)))
+    context = _torch.context()
+    return now if context is None else _watchers.setdefault(context, now)
 
 
-def begin(graph: Graph, numerics: str, more: Sequence[Recorder] = ()) -> Record | None:
+def begin(graph: Graph, numerics: str, recorders: tuple[Recorder, ...] = ()) -> Record | None:
     """A record of a joint or inference graph that no pass has touched yet; None where nobody asked for one."""
-    recorders = tuple(dict.fromkeys((*_recorders.get(), *more)))
     if not (recorders or log.isEnabledFor(logging.DEBUG) or _torch.trace_enabled()):
         return None
+    source.forget_edited()
     copy = Graph()
     copied: dict[Node, Node] = {}
     copy.output(copy.graph_copy(graph, copied)).meta = graph.output_node().meta
     record = Record(numerics, copy, copied, recorders, _torch.compile_id(), _torch.compilation())
     _look(record, "before", graph)
-    _recent.append(record)
+    _keep(record)
     for recorder in recorders:
         if recorder.changed is None:
             recorder.records.append(record)
     return record
 
 
+def _keep(record: Record) -> None:
+    """Hold a record until what comes of its graph is compiled. One whose backward is goes when the next one begins: graphs inside
+    a backward (of higher-order operators) are compiled before it, and look like one."""
+    with contextlib.suppress(IndexError):
+        while True:
+            where, number = _done.popleft()
+            before, done = where(), _records.get(number)
+            held = _waiting.get(before, []) if before is not None else []
+            if done in held:
+                held.remove(done)
+    _records[record.id] = record
+    context = _torch.context()
+    if context is None:
+        _outside.append(record)
+    else:
+        _waiting.setdefault(context, []).append(record)
+
+
 def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[Outcome]) -> None:
     """What was found and done in the graph that `record` began with."""
     record.sites = tuple(_translated(site, record.copied) for site in sites)
+    record.stacks = tuple(source.frames(site.root) for site in record.sites)
+    record.copied.clear()  # or the graph itself would live as long as its copy
     record.outcomes = dict(enumerate(outcomes))
     parameters, cut = _inputs.get()
-    record.started_by = next(filter(None, map(_break_before, record.sites)), CUT if cut else None)
+    record.started_by = next(filter(None, map(_break_before, record.stacks)), CUT if cut else None)
     cancelled = {index for index, outcome in record.outcomes.items() if outcome.action == "cancelled"}
     inputs = record.graph.find_nodes(op="placeholder")
     record.foreign = {node for i, node in enumerate(inputs) if (i in cut if record.started_by is CUT else i not in parameters)}
@@ -225,6 +257,8 @@ def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
     if kind == "forward":
         record.saved = {node.name for node in saved_by(graph)}
         record.parts[kind] |= report.Figures(bytes_saved=bytes_of(saved_by(graph)))
+    if kind == "backward" and (context := _torch.context()) is not None:
+        _done.append((ref(context), record.id))
     _trace(record, kind)
     if kind != "backward" and record.sites:
         sites = range(len(record.sites))
@@ -244,12 +278,11 @@ def key(record: Record | None, index: int) -> Any:
 
 
 def _record_of(outcomes: Sequence[Outcome]) -> Record | None:
-    ids = {outcome.key[0] for outcome in outcomes if outcome.key}
-    compilation = _torch.compilation()
-    for record in reversed(_recent):
-        if record.id in ids if ids else compilation is not None and record.compilation == compilation:
-            return record
-    return None
+    if ids := {outcome.key[0] for outcome in outcomes if outcome.key}:
+        return next(filter(None, map(_records.get, sorted(ids, reverse=True))), None)
+    context, compilation = _torch.context(), _torch.compilation()
+    records = [] if context is None else _waiting.get(context, [])
+    return next((record for record in reversed(tuple(records)) if record.compilation == compilation is not None), None)
 
 
 def _translated(site: Site, copied: dict[Node, Node]) -> Site:
@@ -258,9 +291,9 @@ def _translated(site: Site, copied: dict[Node, Node]) -> Site:
     return replace(site, root=copied[site.root], value=value, surrogates=surrogates, tree=tree)
 
 
-def _break_before(site: Site) -> report.Break | None:
-    """The graph break after which the frame of a site was resumed."""
-    for frame in source.frames(site.root):
+def _break_before(stack: Sequence[source.Frame]) -> report.Break | None:
+    """The graph break after which one of a site's frames was resumed."""
+    for frame in stack:
         if frame.resumed_at is not None:
             reason = _torch.graph_break_reason(frame.file, frame.resumed_at)
             return report.Break(frame.file, frame.resumed_at, reason or "for a reason Dynamo did not keep")

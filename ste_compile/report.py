@@ -125,15 +125,18 @@ class Site:
 
 @dataclass(frozen=True)
 class Break:
-    """Why Dynamo stopped capturing a graph, and where; `file` is "" where no line of code is the reason."""
+    """Why Dynamo stopped capturing a graph, and where; `file` is "" where no line of code is the reason. `eager` is what is not
+    compiled for it: a function, or "the rest of" one; "" where Dynamo went on after the line."""
 
     file: str
     line: int
     reason: str
+    eager: str = ""
 
     def __str__(self) -> str:
         where = f" at {self.file}:{self.line}" if self.file else ""
-        return f"graph break{where}, {self.reason}"
+        after = f"; {self.eager} runs in eager, but for functions it calls" if self.eager else ""
+        return f"graph break{where}, {self.reason.rstrip('.') if after else self.reason}{after}"
 
 
 @dataclass(frozen=True)
@@ -177,17 +180,38 @@ class Graph:
     started_by: Break | None = None
 
     def freed(self) -> Figures:
-        """What the forward has less than stock's; where that was not measured, what the cancelled sites free, added up. (What the
-        sites free is what they alone cause; Inductor may besides fuse what is left in another way.)"""
+        """What the forward has less than stock's; where that was not measured, what the cancelled sites free, added up."""
         for part in self.parts:
             if part.kind != "backward" and part.stock.kernels is not None:
                 return part.stock - part.ours
+        return self._sites_free()
+
+    def rest(self) -> Figures:
+        """What the forward has less than stock's (negative: more) besides what the cancelled sites free. A site frees what it
+        alone keeps; Inductor may then fuse, and the partitioner save, what is left in another way, and a fused site is another
+        operator."""
+        return self.freed() - self._sites_free()
+
+    def _sites_free(self) -> Figures:
         return sum((site.frees for site in self.sites if site.action == "cancelled"), Figures(0, 0, 0, 0, 0, 0))
+
+
+def difference(figures: Figures) -> str:
+    """A signed difference in words: "10 kernels fewer, 2.0 KiB more saved"; "" where there is none."""
+    return ", ".join(_less(name, count) for name, count in dataclasses.asdict(figures).items() if count)
+
+
+def _less(name: str, count: int) -> str:
+    kind, is_bytes, side = name.partition("bytes_")
+    if is_bytes:
+        return f"{mebibytes(abs(count))} {'less' if count > 0 else 'more'} {side}"
+    return f"{abs(count)} {kind if abs(count) > 1 else kind.removesuffix('s')} {'fewer' if count > 0 else 'more'}"
 
 
 @dataclass(frozen=True)
 class Report:
     """What was compiled, in order. Print it, or `to_json`, or `to_html`; `Report.from_json(report.to_json()) == report`.
+    `breaks` is where Dynamo stopped, and what it did not compile (`explain` alone knows).
 
     >>> report = Report("finite", "2.13.0", ())
     >>> Report.from_json(report.to_json()) == report
@@ -198,6 +222,7 @@ class Report:
     torch: str
     graphs: tuple[Graph, ...]
     schema: int = SCHEMA
+    breaks: tuple[Break, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -241,8 +266,8 @@ def _restore(kind: Any, data: Any) -> Any:
     """Dataclasses, tuples and optionals from what `asdict` and JSON make of them."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{field.name: _restore(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
+        hints = typing.get_type_hints(kind)  # (a field that is newer than the text has its default)
+        return kind(**{name: _restore(hints[name], data[name]) for name in hints if name in data})
     if origin is tuple:
         each = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(_restore(k, d) for k, d in zip(each, data))

@@ -3,6 +3,8 @@
 Read from `node.meta["stack_trace"]`, which Dynamo fills: one frame a call, outermost first, with its code where the file can be
 read, and from torch 2.13 on underlined (`^^^`) from where the expression begins; from Python 3.13 on not where that is all that a
 statement computes.
+
+A model of many layers has few places in its source. Each is looked up once, and again when its file has been edited.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import ast
 import functools
 import linecache
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,14 +46,7 @@ class Frame:
 
 def frames(node: Node) -> tuple[Frame, ...]:
     """The calls that made `node`, outermost first; () where nothing is known of them."""
-    found = []
-    for match in _FRAME.finditer(node.meta.get("stack_trace") or ""):
-        file, line, function, code, marks = match.group("file", "line", "function", "code", "marks")
-        resumed = _RESUMED.match(function)
-        expression = _expression(file, int(line), code or "", marks or "")
-        begun = (resumed["function"], int(resumed["line"])) if resumed else (function, None)
-        found.append(Frame(file, int(line), begun[0], expression, begun[1]))
-    return tuple(found)
+    return _frames(node.meta.get("stack_trace") or "")
 
 
 def users_frame(stack: tuple[Frame, ...]) -> Frame | None:
@@ -59,40 +55,105 @@ def users_frame(stack: tuple[Frame, ...]) -> Frame | None:
     return (theirs or list(stack))[-1] if stack else None
 
 
+def place(node: Node) -> str:
+    """`file:line` of the user's frame that made `node`; "" where nothing is known of it. It reads no file."""
+    return _place(node.meta.get("stack_trace") or "")
+
+
+@functools.lru_cache(maxsize=2**12)
+def _place(trace: str) -> str:
+    return str(users_frame(tuple(frame for frame, _ in _calls(trace))) or "")
+
+
+def forget_edited() -> None:
+    """Read again, from now on, what has been edited. Called once a compilation: to ask the file system of each node is slow."""
+    for file, known in tuple(_files.items()):
+        linecache.checkcache(file)
+        if known.lines != linecache.getlines(file):
+            _files.clear()
+            _frames.cache_clear()
+            return
+
+
+@functools.lru_cache(maxsize=2**12)
+def _frames(trace: str) -> tuple[Frame, ...]:
+    return tuple(replace(frame, code=_expression(frame.file, frame.line, frame.code, marks)) for frame, marks in _calls(trace))
+
+
+def _calls(trace: str) -> Iterator[tuple[Frame, str]]:
+    """The frames of a stack trace with the code it quotes, and its marks."""
+    for match in _FRAME.finditer(trace):
+        file, line, function, code, marks = match.group("file", "line", "function", "code", "marks")
+        resumed = _RESUMED.match(function)
+        begun = (resumed["function"], int(resumed["line"])) if resumed else (function, None)
+        yield Frame(file, int(line), begun[0], (code or "").strip(), begun[1]), marks or ""
+
+
 def _expression(file: str, line: int, code: str, marks: str) -> str:
     """The whole expression that begins where the marks begin, as Dynamo marks on to the end of the line (2.11 to 2.14); without
     marks what the statement computes."""
-    source = linecache.getline(file, line)
+    known = _file(file)
+    source = known.lines[line - 1] if line <= len(known.lines) else ""
     begins = len(source) - len(source.lstrip()) + len(marks) - len(marks.lstrip())
-    expressions, computed = _expressions(file)
     if marks.strip():
-        here = [e for e in expressions.get(line, ()) if _column(source, e.col_offset) == begins]
+        here = [e for e in known.expressions.get(line, ()) if _column(source, e[1]) == begins]
     else:
-        here = computed.get(line, [])
+        here = known.computed.get(line, [])
     if not here:
-        return code.strip()
-    longest = max(here, key=lambda e: (e.end_lineno or 0, e.end_col_offset or 0))
-    text = ast.get_source_segment("".join(linecache.getlines(file)), longest) or code
-    return " ".join(text.split())
+        return code
+    longest = max(here, key=lambda e: e[2:])
+    return " ".join(_segment(known.lines, *longest).split())
 
 
 def _column(source: str, offset: int) -> int:
     return len(source.encode()[:offset].decode(errors="replace"))  # `ast` counts bytes
 
 
-@functools.lru_cache(maxsize=32)
-def _expressions(file: str) -> tuple[dict[int, list[ast.expr]], dict[int, list[ast.expr]]]:
-    """The expressions of a file by their first line, and those that statements compute by the statement's; none where it
-    cannot be read any more."""
-    found: dict[int, list[ast.expr]] = {}
-    computed: dict[int, list[ast.expr]] = {}
+def _segment(lines: list[str], first: int, start: int, last: int, end: int) -> str:
+    """As `ast.get_source_segment`, which splits the whole file each time."""
+    text = [line.encode() for line in lines[first - 1 : last]]
+    text[-1] = text[-1][:end]
+    text[0] = text[0][start:]
+    return b"".join(text).decode(errors="replace")
+
+
+_Span = tuple[int, int, int, int]  # first line, column there, last line, column there: as `ast` counts
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file's lines, its expressions by their first line, and those that statements compute by the statement's; no expressions
+    where it cannot be read any more."""
+
+    lines: list[str]
+    expressions: dict[int, list[_Span]]
+    computed: dict[int, list[_Span]]
+
+
+_files: dict[str, _File] = {}
+
+
+def _file(file: str) -> _File:
+    known = _files.get(file)
+    if known is None:
+        linecache.checkcache(file)
+        known = _files[file] = _parsed(linecache.getlines(file))
+    return known
+
+
+def _parsed(lines: list[str]) -> _File:
+    found = _File(lines, {}, {})
     try:
-        tree = ast.parse("".join(linecache.getlines(file)))
+        tree = ast.parse("".join(lines))
     except (SyntaxError, ValueError):
-        return found, computed
+        return found
     for node in ast.walk(tree):
         if isinstance(node, ast.expr):
-            found.setdefault(node.lineno, []).append(node)
+            found.expressions.setdefault(node.lineno, []).append(_span(node))
         elif isinstance(node, ast.stmt) and isinstance(value := getattr(node, "value", None), ast.expr):
-            computed.setdefault(node.lineno, []).append(value)
-    return found, computed
+            found.computed.setdefault(node.lineno, []).append(_span(value))
+    return found
+
+
+def _span(e: ast.expr) -> _Span:
+    return e.lineno, e.col_offset, e.end_lineno or e.lineno, e.end_col_offset or e.col_offset

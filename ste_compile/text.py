@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .report import Graph, Part, Report, Site, mebibytes
+from .report import Graph, Part, Report, Site, difference, mebibytes
 
 WIDTH = 100
 
@@ -21,6 +21,8 @@ def render(report: Report) -> str:
     count = len(report.sites)
     console.print(f"ste-compile, torch {report.torch}, numerics={report.numerics!r}: {_plural(count, 'site')}, "
                   f"{_plural(len(report.graphs), 'graph')}", markup=False)  # fmt: skip
+    for each in report.breaks:
+        console.print(str(each), markup=False)
     for graph in report.graphs:
         _render(console, graph)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
@@ -40,6 +42,8 @@ def _render(console: Console, graph: Graph) -> None:
     if any(part.stock.kernels is not None for part in graph.parts):
         console.print("compiled, stock -> ours:")
         console.print(_parts(graph))
+        if rest := difference(graph.rest()):
+            console.print(f"in the forward, besides what sites free: {rest}", markup=False)
 
 
 def _what(site: Site) -> list[str]:

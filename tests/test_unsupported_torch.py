@@ -30,6 +30,7 @@ IMPORTED = [
     if not isinstance(getattr(importlib.import_module(node.module), alias.name), types.ModuleType)
 ]  # fmt: skip
 FEATURES = {name: feature for feature, (_, names) in _torch.FEATURES.items() for name in names}
+EXPLAINED = ("breaks", "counts")
 CORE = [name for name in (*IMPORTED, *_torch.SETTINGS, *_torch.INDUCTOR) if name not in FEATURES]
 
 
@@ -82,7 +83,7 @@ def test_without_a_name_that_all_needs_there_is_one_error(without, name):
     assert "ste-compile needs torch 2.11 or newer, and has been tried up to" in error and path in error, error
 
 
-@pytest.mark.parametrize("name", [name for name, feature in FEATURES.items() if feature != "counts"])
+@pytest.mark.parametrize("name", [name for name, feature in FEATURES.items() if feature not in EXPLAINED])
 def test_without_a_name_that_a_feature_needs_the_compile_goes_on(without, name):
     """Given such a torch, values and gradients are eager's, and one warning says what is lost.
     Breaks if a feature uses a name that is not on its list, or is used where it was found missing."""
@@ -90,10 +91,11 @@ def test_without_a_name_that_a_feature_needs_the_compile_goes_on(without, name):
     assert not error and not more and name.replace(":", ".") in warning and warning.endswith(_torch.FEATURES[FEATURES[name]][0])
 
 
-@pytest.mark.parametrize("name", [name for name, feature in FEATURES.items() if feature == "counts"])
-def test_without_a_name_that_counting_needs_sites_are_reported(without, name):
+@pytest.mark.parametrize("name", [name for name, feature in FEATURES.items() if feature in EXPLAINED])
+def test_without_a_name_that_explain_needs_sites_are_reported(without, name):
     error, warnings = without(name, "explain")
-    assert not error and any(name.replace(":", ".") + ": `explain` counts no" in each for each in warnings)
+    lost = f"{name.replace(':', '.')}: {_torch.FEATURES[FEATURES[name]][0]}"
+    assert not error and any(lost in each for each in warnings)
 
 
 @pytest.mark.parametrize("name", _torch.TESTING)
