@@ -28,6 +28,7 @@ from .replace import emit
 from .values import COPIES, ancestors, arg, is_backward, is_pure, tensor, writes
 
 ops = torch.ops.ste_compile
+TURN = "ste_compile_turn"  # the entry of `node.meta` that says in which order what is random or mutates must run
 
 
 def effects(graph: Graph, *, all_of_it: bool = False) -> dict[Node, None]:
@@ -53,6 +54,9 @@ def keep(graph: Graph, before: dict[Node, None]) -> None:
     for node in readers.intersection(lost):  # else the partitioner recomputes it where it is cheap
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
     if lost:
+        for turn, node in enumerate(graph.nodes):
+            if node.op == "call_function" and not is_pure(node):
+                node.meta[TURN] = turn
         reader, value = _unshared(graph)
         reader.replace_input_with(value, emit(graph, reader, ops.after.default, (value, lost), like=value))
 

@@ -51,6 +51,7 @@ SETTINGS = (
 INDUCTOR = (
     "torch._inductor.config:cpp.enable_floating_point_contract_flag",
     "torch._inductor.config:cpu_backend",
+    "torch._inductor.config:cuda_backend",
     "torch._inductor.graph:GraphLowering().current_node",
     "torch._inductor.ir:BaseView",
     "torch._inductor.ir:ExternKernel",
@@ -60,6 +61,7 @@ INDUCTOR = (
     "torch._inductor.ir:TensorBox.realize",
     "torch._inductor.lowering:lowerings",
     "torch._inductor.lowering:register_lowering",
+    "torch._inductor.ops_handler:OpsHandler.inline_asm_elementwise",
     "torch._inductor.virtualized:V",
     "torch._inductor.virtualized:ops",
 )
@@ -95,6 +97,7 @@ FEATURES = {
             "torch._inductor.graph:GraphLowering.try_get_buffer",
             "torch._inductor.ir:Buffer.get_defining_op",
             "torch._inductor.ir:ExternKernel.realize_input",
+            "torch._inductor.ir:FallbackKernel.get_origin_node",
             "torch._inductor.ir:NoneLayout",
             "torch._inductor.scheduler:ExternKernelSchedulerNode.has_side_effects",
         ),
@@ -245,7 +248,8 @@ def compilation() -> Any:
 
 def context() -> Any:
     """What torch keeps of the graph from Dynamo that is being compiled: one object, also for a backward that is compiled later on
-    another thread. It dies once nothing can be compiled of that graph any more. None outside any compilation, and where torch keeps no such object."""
+    another thread. It dies once nothing can be compiled of that graph any more. None outside any compilation, and where torch
+    keeps no such object."""
     return torch._guards.TracingContext.try_get() if can("reports") else None
 
 
@@ -419,10 +423,10 @@ def is_stored(x: Any) -> bool:
     return isinstance(x, (ir.InputBuffer, ir.ExternKernel))
 
 
-def run_after(x: Any, effects: Sequence[Any]) -> None:
+def run_after(x: Any, effects: Sequence[Any], turn: str) -> None:
     """Have the scheduler compute an Inductor value after `effects`, and call what they draw from or mutate, though nothing else
     reads it. A generated kernel among `effects` may be dead: what it did besides its value was done by the library calls that it
-    reads, such as the one that takes seeds from the generator."""
+    reads, such as the one that takes seeds from the generator. `turn` is the entry of `node.meta` that orders such calls."""
     from torch._inductor import ir
     from torch._inductor.virtualized import V
 
@@ -439,6 +443,11 @@ def run_after(x: Any, effects: Sequence[Any]) -> None:
     name = V.graph.register_buffer(reader, set_name=True)
     V.graph.register_operation(reader)
     V.graph.additional_buffer_deps[x.data.data.get_operation_name()].add(name)
+    # Calls with a turn in that order. (2.11 moves a random operator next to what reads it.)
+    origins = [(each.get_origin_node(), each) for each in V.graph.operations if isinstance(each, ir.FallbackKernel)]
+    turns = [(node.meta[turn], each) for node, each in origins if node is not None and turn in node.meta]
+    for (_, earlier), (_, later) in itertools.pairwise(sorted(turns, key=lambda each: each[0])):
+        V.graph.additional_buffer_deps[later.get_operation_name()].add(earlier.get_name())
 
 
 @functools.cache

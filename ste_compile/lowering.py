@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from . import _torch
 from .ops import ORDERS
+from .passes.effects import TURN
 from .passes.fuse import ROUNDED_DTYPES, may_be_product
 from .passes.memory import readers
 from .passes.values import is_matmul
@@ -109,7 +110,7 @@ def register() -> None:
 
     def after(value: Any, effects: Any) -> Any:
         copy = pointwise(value, value.get_dtype(), reader(value))
-        _torch.run_after(copy, effects)
+        _torch.run_after(copy, effects, TURN)
         return copy
 
     def straight_through(value: Any, surrogate: Any, order: str, dtype: torch.dtype | None = None) -> Any:
