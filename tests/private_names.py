@@ -74,8 +74,8 @@ class Model(nn.Module):
 
 
 def outcome(name: str, what: str) -> tuple[str, list[str]]:
-    """The error there was ("" for none), and this package's warnings, when a model is compiled, trained and run without `name`;
-    or "explained", or tested with `assert_equivalent`."""
+    """The error there was ("" for none), and this package's warnings, when without `name` a model is compiled by the backend
+    `what`, trained and run; or a function is given to "explain" or "assert_equivalent"."""
     hide(name)
     import ste_compile
 
@@ -86,11 +86,12 @@ def outcome(name: str, what: str) -> tuple[str, list[str]]:
         warnings.simplefilter("always")
         try:
             if what == "explain":
-                assert len(ste_compile.explain(model, x, numerics="finite").sites) == 3
-            elif what == "testing":
-                ste_compile.testing.assert_equivalent(model, x, numerics="finite")
+                assert len(ste_compile.explain(ste_compile.ste_forward, x, x).sites) == 1
+            elif what == "assert_equivalent":
+                ste_compile.testing.assert_equivalent(ste_compile.ste_forward, x, x)
             else:
-                _train_and_run(model, torch.compile(model, backend="ste_finite"), x)
+                options = {"numerics": "finite"}
+                _train_and_run(model, torch.compile(model, backend=what, options=options), x)
         except Exception as error:
             return f"{type(error).__name__}: {error}", []
     return "", [str(each.message) for each in caught if "ste_compile" in str(each.message)]
