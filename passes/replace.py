@@ -159,7 +159,8 @@ def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node
             value = emit(graph, root, aten.clone.default, (value,))
         else:
             value = emit(graph, root, aten.add.Scalar, (value, 0))
-    return value
+    stand_in: Node = value
+    return stand_in
 
 
 def emit(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], kwargs: Any = None, *, like: Node | None = None) -> Node:

@@ -431,15 +431,17 @@ def run_after(x: Any, effects: Sequence[Any], turn: str) -> None:
     from torch._inductor.virtualized import V
 
     x.realize()
-    names, calls = [ir.ExternKernel.realize_input(each).get_name() for each in effects], {}
-    while names:
-        buffer = V.graph.try_get_buffer(names.pop())
+    names = [*dict.fromkeys(ir.ExternKernel.realize_input(each).get_name() for each in effects)]
+    calls, seen = [], set(names)
+    for name in names:  # grows as it is walked
+        buffer: Any = V.graph.try_get_buffer(name)
         operation = buffer and buffer.get_defining_op()
         if isinstance(operation, ir.ExternKernel):
-            calls[buffer.get_name()] = buffer
+            calls.append(buffer)
         elif operation is not None:  # (an input has none)
-            names += operation.get_read_names()
-    reader = _reader()(None, ir.NoneLayout(device=x.get_device()), [*calls.values()])
+            names += [each for each in operation.get_read_names() if each not in seen]
+            seen.update(names)
+    reader = _reader()(None, ir.NoneLayout(device=x.get_device()), calls)
     name = V.graph.register_buffer(reader, set_name=True)
     V.graph.register_operation(reader)
     V.graph.additional_buffer_deps[x.data.data.get_operation_name()].add(name)

@@ -22,7 +22,7 @@ from .ops import ORDERS
 from .passes.effects import TURN
 from .passes.fuse import ROUNDED_DTYPES, may_be_product
 from .passes.memory import readers
-from .passes.values import is_matmul
+from .passes.values import arg, is_matmul
 
 OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and only if it rounds to infinity in bf16
 
@@ -83,7 +83,7 @@ def register() -> None:
 
     def reader(x: Any, operand: int = 0) -> Callable[[Any], _Value]:
         load, dtype, device, stored = x.make_loader(), x.get_dtype(), x.get_device(), _torch.is_stored(x)
-        product = may_be_product(_torch.lowered_node().args[operand])
+        product = may_be_product(arg(_torch.lowered_node(), operand))
 
         def read(index: Any) -> _Value:
             if stored:
