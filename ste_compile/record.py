@@ -150,6 +150,8 @@ def compiling(gm: GraphModule, recorders: Sequence[Recorder] = ()) -> Iterator[N
     """Around the compilation of a graph from Dynamo, which alone knows which of its inputs are parameters."""
     cut = _torch.cut_indices(gm) if _torch.can("reports") else frozenset()
     token = _inputs.set((_torch.parameter_indices(gm), cut))
+    if (context := _torch.context()) is not None:  # the same graph may be compiled again, and watched by others
+        _watchers.pop(context, None)
     try:
         with recording(*recorders):
             yield
