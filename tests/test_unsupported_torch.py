@@ -154,11 +154,13 @@ def untried(monkeypatch):
 
 
 def test_every_trial_works_here(untried):
-    """Breaks if a trial fails on a torch where the feature works: it would be lost on the next one."""
+    """Breaks if a trial fails on a torch where the feature works: it would be lost on the next one; or if it is in a report."""
     for each in (trial.CONTROL, *trial.TRIALS.values()):
         trial.attempt(*each)
-    trial.check()
+    with ste_compile.collect() as recorder:
+        trial.check()
     assert _torch.failed == {} and trial.try_all.cache_info().currsize == 1
+    assert recorder.sites() == ()
 
 
 @pytest.mark.parametrize("feature, broken", (("effects", "run_after"), ("regions", "partition_again"), ("", "is_stored")))
