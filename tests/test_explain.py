@@ -401,30 +401,31 @@ def line_of(fn, text):
 
 
 @pytest.mark.parametrize(
-    ("fn", "text", "reason", "eager", "sites"),
+    ("fn", "text", "reason", "sites"),  # how many sites there are, by what runs in eager
     (
-        (branching, "if x.sum()", "Data-dependent branching. ", "branching", 0),
-        (Recurrent(), "self.lstm(x)", "Attempted to wrap RNN, GRU, or LSTM. ", "the rest of forward", 1),
-        (printing, "print(", "Failed to trace builtin operator. ", "", 2),
-        (estimate, None, None, None, 1),
+        (branching, "if x.sum()", "Data-dependent branching. ", {"branching": 0}),
+        (Recurrent(), "self.lstm(x)", "RNN, GRU, or LSTM", {"the rest of forward": 1, "": 2}),  # 2.15 goes on after the module
+        (printing, "print(", "Failed to trace builtin operator. ", {"": 2}),
+        (estimate, None, None, {None: 1}),
     ),
     ids=("branch", "lstm", "break", "whole"),
 )
-def test_what_is_not_compiled_is_named_with_its_place_and_reason(capsys, fn, text, reason, eager, sites):
+def test_what_is_not_compiled_is_named_with_its_place_and_reason(capsys, fn, text, reason, sites):
     """Given a frame that Dynamo skips, the rest of one, or a break after which it goes on, the report names each, in text, JSON and
     page; it prints no log and leaves Dynamo's settings. Broken by: reporting graphs alone; seen to fail."""
     utils, log = torch._dynamo.utils, logging.getLogger(breaks.LOG)
     settings = utils._compilation_metrics.maxlen, log.level, log.propagate, len(log.handlers)
     report = ste_compile.explain(fn, torch.randn(3, 4), numerics="algebraic")
     assert (utils._compilation_metrics.maxlen, log.level, log.propagate, len(log.handlers)) == settings
-    assert capsys.readouterr() == ("", "") and len(report.sites) == sites
+    eager = report.breaks[0].eager if report.breaks else None
+    assert capsys.readouterr() == ("", "") and len(report.sites) == sites[eager]
     assert Report.from_json(report.to_json()) == report
     if text is None:
         assert report.breaks == ()
         return
     (found,) = report.breaks
     assert (found.file, found.line) == line_of(fn.forward if isinstance(fn, nn.Module) else fn, text)
-    assert found.reason.startswith(reason) and found.eager == eager
+    assert reason in found.reason
     assert " ".join(str(found).split()) in " ".join(str(report).split())
     assert found.reason.split(". ")[0] in report.to_html()
 

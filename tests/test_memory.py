@@ -101,6 +101,11 @@ SITES = {  # the model, its inputs, what becomes of the site
 def test_sites_among_sparse_tensors(name):
     """Given a sparse tensor in, beside or around a site, what has strides is cancelled or fused, and the rest is left, with a reason."""
     fn, inputs, action = SITES[name]
+    if action != "cancelled" or name == "a sparse surrogate":
+        try:
+            make_fx(torch.detach, tracing_mode="fake")(EYE.to_sparse())
+        except NotImplementedError:
+            pytest.skip("torch (2.15) itself traces no detach of a sparse tensor")
     graphs = [make_fx(fn, tracing_mode="fake")(*inputs) for _ in range(2)]
     (outcome,) = cancel(graphs[0].graph, recognise(graphs[0].graph), "algebraic")
     assert outcome.action == action and (action != "left" or "torch.sparse_coo" in outcome.reason)
