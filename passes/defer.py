@@ -177,7 +177,7 @@ def _region(backward: GraphModule, part: _Part, channels_last: Callable[[GraphMo
     laid_out = channels_last(module)
     results = list(arg(output))
     for index, node in enumerate(results):
-        if node in laid_out and fake(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.14)
+        if node in laid_out and fake(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.15)
             strides = fake(node).contiguous(memory_format=torch.channels_last).stride()
             if not all(isinstance(stride, int) for stride in strides):
                 return None

@@ -38,7 +38,7 @@ Shape = tuple[Any, list[Any]] | None
 
 def tag(site: Site, key: Any = None) -> None:
     """Mark the root of a site for `fuse`, with what later passes could lose: the shape of its arithmetic, and the casts of its
-    surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.14). `key` comes back in the outcome.
+    surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.15). `key` comes back in the outcome.
 
     Not where the site's rounding error is used: what reads it may have the operands unrounded, from Inductor's registers."""
     if site.refusal == ERROR_IS_USED:

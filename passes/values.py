@@ -27,7 +27,8 @@ from torch.fx import Graph, Node
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
-# What is left of `.detach()` and `.data`: `detach` in plain ATen graphs, `alias` under Inductor's decompositions (2.11 to 2.14).
+# What is left of `.detach()` and `.data`: `detach` in plain ATen graphs (in 2.15, `alias` there too), `alias` under Inductor's
+# decompositions.
 MARKERS = {aten.detach.default, aten.alias.default}
 COPIES = {aten.clone.default}
 # These give the elements of their input in its order, and may copy them.
@@ -98,7 +99,7 @@ def is_pure(node: Node) -> bool:
 
 
 def _is_still(node: Node) -> bool:
-    """Whether a random operator draws nothing: attention without dropout. It has the tag all the same (2.11 to 2.14)."""
+    """Whether a random operator draws nothing: attention without dropout. It has the tag all the same (2.11 to 2.15)."""
     if node.is_impure(impure_random=False) or not isinstance(node.target, torch._ops.OpOverload):
         return False
     names = [each.name for each in node.target._schema.arguments]
@@ -108,7 +109,7 @@ def _is_still(node: Node) -> bool:
 
 def is_collective(node: Node) -> bool:
     """Whether the ranks of a job meet in an operator: one that dropped or moved it alone would leave the others waiting. (To FX,
-    only the `wait_tensor` that most of them end with has an effect, 2.11 to 2.14.)"""
+    only the `wait_tensor` that most of them end with has an effect, 2.11 to 2.15.)"""
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in ("_c10d_functional", "_dtensor")
 
 

@@ -521,7 +521,7 @@ def lowered_node() -> Node:
 
 
 def rounds_products(device: torch.device) -> bool:
-    """Whether generated code for `device` rounds `x * y` in `x * y - z`, and makes no fused multiply-add of it (2.11 to 2.14)."""
+    """Whether generated code for `device` rounds `x * y` in `x * y - z`, and makes no fused multiply-add of it (2.11 to 2.15)."""
     cpp = inductor_config.cpp
     return device.type == "cpu" and inductor_config.cpu_backend == "cpp" and cpp.enable_floating_point_contract_flag == "off"
 

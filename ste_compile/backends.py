@@ -139,7 +139,7 @@ def _subgraphs(gm: GraphModule) -> Iterator[GraphModule]:
 
 
 def _cast_as_eager(graph: Graph) -> None:
-    """The prim's own eager kernel gives a result that requires a gradient if its input does, also in inference (2.11 to 2.14)."""
+    """The prim's own eager kernel gives a result that requires a gradient if its input does, also in inference (2.11 to 2.15)."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.prims.convert_element_type.default):
         node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 

@@ -33,7 +33,7 @@ def graph_breaks() -> Iterator[list[Break]]:
         return
     utils = _torch.dynamo_utils()
     limit = utils._compilation_metrics.maxlen or 0
-    utils.set_compilation_metrics_limit(1 << 20)  # it keeps the last 64 (2.11 to 2.14)
+    utils.set_compilation_metrics_limit(1 << 20)  # it keeps the last 64 (2.11 to 2.15)
     metrics, reasons = len(utils.get_compilation_metrics()), len(utils.graph_break_reasons)
     try:
         with _logged(found):

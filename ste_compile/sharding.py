@@ -43,7 +43,7 @@ def as_it_is(value: Any, effects: Sequence[Any]) -> Placements:
 
 def register(rules: Mapping[Any, Callable[..., Placements]]) -> None:
     """Tell DTensor the rule of each operator. A build of torch can be without `torch.distributed`; in one with it, importing
-    DTensor costs nothing: `torch._dynamo` does it too (2.11 to 2.14)."""
+    DTensor costs nothing: `torch._dynamo` does it too (2.11 to 2.15)."""
     if torch.distributed.is_available():
         from torch.distributed.tensor.experimental import register_sharding
 

@@ -90,7 +90,7 @@ def _calls(trace: str) -> Iterator[tuple[Frame, str]]:
 
 
 def _expression(file: str, line: int, code: str, marks: str) -> str:
-    """The whole expression that begins where the marks begin, as Dynamo marks on to the end of the line (2.11 to 2.14); without
+    """The whole expression that begins where the marks begin, as Dynamo marks on to the end of the line (2.11 to 2.15); without
     marks what the statement computes."""
     known = _file(file)
     source = known.lines[line - 1] if line <= len(known.lines) else ""
