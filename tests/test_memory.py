@@ -5,7 +5,7 @@ import torch
 from ste_compile.passes import cancel, fuse, recognise, tag
 from ste_compile.passes.memory import storages
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -42,7 +42,10 @@ def test_every_value_says_where_it_is(name):
     a subclass."""
     make, count = VALUES[name]
     with FakeTensorMode():
-        node = node_of(make())
+        try:
+            node = node_of(make())
+        except UnsupportedFakeTensorException as error:
+            pytest.skip(f"this torch makes no such fake tensor: {error}")  # 2.11, quantised
     assert len(storages(node)) == count and bytes_of([node, node]) == bytes_of([node])
 
 
