@@ -10,7 +10,7 @@ tag, fuse       what is left: marked now, rewritten in the post-grad graph
 freed           for the report: what each site keeps in the forward
 """
 
-from .cancel import cancel
+from .cancel import LEVEL, cancel
 from .defer import CANCELLED, REGION, defer
 from .effects import release
 from .freed import freed, needed
@@ -21,6 +21,7 @@ from .values import number_values
 
 __all__ = [
     "CANCELLED",
+    "LEVEL",
     "REGION",
     "UNDONE",
     "Outcome",

@@ -25,6 +25,8 @@ from .recognise import Outcome, Site
 from .replace import Refused, Rewrites, replace_with_value
 from .values import aten
 
+LEVEL = "removing it needs numerics"  # how the reason begins that only the level keeps a site
+
 
 def cancel(
     graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred: bool = True, can_keep: Callable[[], bool] = lambda: True
@@ -82,7 +84,7 @@ def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
     if site.refusal:
         return Outcome(site.root, "left", site.refusal)
     if site.needs not in REMOVES[numerics]:
-        return Outcome(site.root, "left", f"removing it needs numerics={site.needs!r}")
+        return Outcome(site.root, "left", f"{LEVEL}={site.needs!r}")
     try:
         result = replace_with_value(rewrites, site.root, site.value, site.negated)
         return Outcome(result, "cancelled", f"permitted by numerics={numerics!r}")

@@ -7,6 +7,19 @@ A term is an atom with a scale (`x` and `g x` are two terms). For each spelling 
 term counts how often it was added and subtracted. The term *cancels* where its counts sum to zero between spellings that
 differ: that, and something left over, is a straight-through site. Where a term cancels within one spelling (`t - t`), or where
 nothing is left over, the code is after rounding errors (Kahan, TwoSum) and every site that fed it is left alone.
+
+A term that cancels only after reassociation must have a gradient to carry, which is what an estimator is for. Else
+
+    (x + magic).detach() - magic        rounds x, where `magic` is large: 2^23 for integers in float32
+
+    the atom of the term               has a gradient
+    input or attribute                 in a training graph, where the graph returns one; in inference, where it requires one
+    made of nothing (full, rand)       never
+    one of these, viewed, cast, scaled as that one
+    computed in any other way          taken to have one: an inference graph cannot tell, and a training graph of the same
+                                       model must not answer otherwise
+
+`t - t'` is zero in IEEE arithmetic, whatever `t` is, and needs none.
 """
 
 from __future__ import annotations
@@ -17,9 +30,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch.fx import Node
 
-from .values import COPIES, MARKERS, Values, arg, aten, fake, is_cast, tensor
+from .values import COPIES, MARKERS, RESHAPES, Values, arg, aten, fake, is_cast, tensor
 
 # Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
 LIMIT = 16
@@ -41,6 +55,7 @@ LINEAR: dict[Any, Callable[..., list[Addend]]] = {
     aten.mul.Tensor: lambda a, b: [(b, a)] if is_number(b) else [(a, b)] if is_number(a) else [],
     aten.mul.Scalar: lambda a, b: [(b, a)],
 }
+SAME = {*LINEAR, aten.div.Tensor, aten.div.Scalar, aten.repeat.default, *MARKERS, *COPIES, *RESHAPES}  # of one tensor: `source`
 
 
 def is_number(argument: Any) -> bool:
@@ -55,12 +70,44 @@ def addends(node: Any) -> list[Addend]:
         return []
     if node.target in MARKERS or node.target in COPIES or _widens(node):
         return [(1, node.args[0])]
+    if node.target is aten.view.dtype and value.is_complex():
+        return _complex_sum(node)
     try:
         parts = LINEAR[node.target](*node.args, **node.kwargs) if node.target in LINEAR else []
     except TypeError:  # an overload with more arguments than the table knows (`out=`)
         return []
     known = all(is_number(c) and (is_number(a) or tensor(a) is not None) for c, a in parts)
     return parts if known else []
+
+
+def _complex_sum(node: Node) -> list[Addend]:
+    """What Inductor's decomposition of a complex sum adds up: it views both as pairs of real numbers (2.11 to 2.15)."""
+    total = _behind_views(node)
+    if getattr(total, "target", None) is not aten.add.Tensor or total.kwargs or len(total.args) != 2:
+        return []
+    operands = [_behind_views(each) for each in total.args]
+    held = [tensor(each) for each in operands]
+    if any(each is None or not each.is_complex() for each in held):
+        return []
+    shape = torch.broadcast_shapes(*(fake(each).shape for each in operands))  # two scalars are added up as vectors: not known here
+    return [(1, each) for each in operands] if tuple(shape) == tuple(fake(node).shape) else []
+
+
+def _behind_views(node: Any) -> Any:
+    """The node under the views, of another dtype or another shape, that a decomposition made."""
+    while isinstance(node, Node) and node.target in (aten.view.dtype, aten.view.default, *RESHAPES):
+        node = node.args[0]
+    return node
+
+
+def source(node: Node) -> Node:
+    """What a node is a view, a cast, a copy or a multiple of, or differs from by a number; or else the node itself."""
+    while node.op == "call_function" and (node.target in SAME or is_cast(node) or getattr(node.target, "is_view", False)):
+        tensors: list[Any] = [each for each in node.args if tensor(each) is not None]
+        if len(tensors) != 1:
+            break
+        (node,) = tensors
+    return node
 
 
 def _widens(node: Node) -> bool:

@@ -10,18 +10,20 @@ as; it cancels *after reassociation* where only the linear form shows it, `x + (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from .linear_form import LIMIT, Form, Term, addends, atom, combine
-from .values import COPIES, MARKERS, Values, arg, aten, fake, is_backward, is_cast, mutates, number_values, without_markers
+from .linear_form import LIMIT, Form, Term, addends, atom, combine, source
+from .values import COPIES, MARKERS, Values, arg, aten, fake, is_backward, is_cast, is_made, mutates, number_values, without_markers
 
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
+# The refusal of what may round by a magic constant (see `linear_form`).
+NO_GRADIENT = "what cancels has no gradient to carry: a number that is added and taken off again may round on purpose"
 
 # The result of these is zero where the first argument is, and what scales it is finite; of a product, where the second is, too.
 ZERO_THROUGH = {
@@ -67,6 +69,7 @@ class Outcome:
 @dataclass
 class _Walk:
     values: Values
+    differentiable: Container[Node] | None = None
     forms: dict[Node, Form] = field(default_factory=dict)
     zeros: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     sites: dict[Node, Site] = field(default_factory=dict)
@@ -82,11 +85,12 @@ class _Walk:
         return self.forms.get(argument) or atom(self.values, argument)
 
 
-def recognise(graph: Graph) -> tuple[Site, ...]:
+def recognise(graph: Graph, differentiable: Container[Node] | None = None) -> tuple[Site, ...]:
     """Every site of a functional ATen graph (joint, inference, or one partition), in graph order.
 
-    Reads `meta["val"]` of every node. The backward of a joint graph, and whatever follows the first node that mutates an
-    input, is not looked at. A refused site is listed too, with its reason.
+    Reads `meta["val"]` of every node. `differentiable` are the inputs and attributes that have a gradient; None: all. The backward
+    of a joint graph, and whatever follows the first node that mutates an input, is not looked at. A refused site is listed too,
+    with its reason.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> traced = make_fx(lambda h, s: h + (s - s.detach()))(torch.ones(2), torch.ones(2))
@@ -95,7 +99,7 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
     """
     if not any(node.target in MARKERS for node in graph.nodes):  # most graphs: no detach, no site
         return ()
-    walk = _Walk(number_values(graph))
+    walk = _Walk(number_values(graph), differentiable)
     backward: set[Node] = set()
     for node in graph.nodes:
         if is_backward(node) or not backward.isdisjoint(node.all_input_nodes):
@@ -104,7 +108,7 @@ def recognise(graph: Graph) -> tuple[Site, ...]:
             break
         else:
             _visit(walk, node)
-    return tuple(Site(**{**vars(site), "refusal": _refused(walk, site)}) for site in walk.sites.values())
+    return tuple(replace(site, refusal=_refused(walk, site)) for site in walk.sites.values())
 
 
 def _refused(walk: _Walk, site: Site) -> str:
@@ -136,6 +140,9 @@ def _visit(walk: _Walk, node: Node) -> None:
     elif zeros:
         walk.forms[node] = form
         walk.sites[node] = _exact_site(walk, node, parts, zeros[0])
+    elif cancelled and any(_has_no_gradient(walk, number) for number, _ in cancelled):
+        walk.poisoned |= form.sites
+        walk.sites[node] = replace(_reassociating_site(walk, node, Form(residual), cancelled), refusal=NO_GRADIENT)
     elif cancelled:
         walk.forms[node] = Form(residual, form.sites | {node})
         walk.sites[node] = _reassociating_site(walk, node, Form(residual), cancelled)
@@ -143,6 +150,16 @@ def _visit(walk: _Walk, node: Node) -> None:
         walk.forms[node] = form
         if near_miss := _near_miss(walk, node):
             walk.sites[node] = near_miss
+
+
+def _has_no_gradient(walk: _Walk, number: int) -> bool:
+    """Whether a value is an input or attribute that has no gradient, or one made of nothing, or that viewed, cast or scaled."""
+    if number < 0:
+        return False
+    node = source(walk.values.first[number])
+    if node.op in ("placeholder", "get_attr"):
+        return walk.differentiable is not None and node not in walk.differentiable
+    return is_made(node)
 
 
 def _near_miss(walk: _Walk, root: Node) -> Site | None:

@@ -43,6 +43,9 @@ MATMULS = {
 }  # fmt: skip
 
 
+NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
 def tensor(node: Any) -> torch.Tensor | None:
     """The fake tensor of a node, or None where it holds no tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
@@ -105,6 +108,17 @@ def _is_still(node: Node) -> bool:
     names = [each.name for each in node.target._schema.arguments]
     given = {**dict(zip(names, node.args)), **node.kwargs}
     return "dropout_p" in names and bool(given.get("dropout_p", 0.0) == 0.0)
+
+
+def is_made(node: Node) -> bool:
+    """Whether a tensor is made of nothing, or of the shape of another: `full`, `rand`, `zeros_like`, a literal of the user's code."""
+    if node.op == "get_attr":
+        return _is_literal(node)
+    if not isinstance(node.target, torch._ops.OpOverload) or tensor(node) is None:
+        return False
+    name = node.target._schema.name.split("::")[1]
+    sizes = (each.meta.get("val") for each in node.all_input_nodes)
+    return name.endswith("_like") or name.startswith("new_") or all(isinstance(each, NUMBERS) for each in sizes)
 
 
 def is_collective(node: Node) -> bool:
@@ -170,7 +184,7 @@ class Values:
         elif is_pure(node):
             self.number[node] = self.intern(self._key(node, self.number))
             self.spelling[node] = self.intern(self._key(node, self.spelling))
-            if _is_literal(node) or (
+            if is_made(node) or (
                 node.op != "get_attr" and self._constant.issuperset(map(self.spelling.get, node.all_input_nodes))
             ):
                 self._constant.add(self.spelling[node])

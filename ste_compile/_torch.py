@@ -102,6 +102,23 @@ FEATURES = {
             "torch._inductor.scheduler:ExternKernelSchedulerNode.has_side_effects",
         ),
     ),
+    "gradients": (
+        "no surrogate that is an input of its graph is cancelled after reassociation",
+        (
+            "torch._functorch._aot_autograd.descriptors:DifferentiableAOTInput",
+            "torch._functorch._aot_autograd.descriptors:GradAOTOutput",
+            "torch._guards:TracingContext().fw_metadata",
+            "torch._guards:TracingContext.try_get",
+        ),
+    ),
+    "marks": (
+        "what is detached by `torch.no_grad` or `detach_()` alone is no straight-through site",
+        (
+            "torch._C:_set_grad_enabled",
+            "torch.autograd.grad_mode:_enter_inference_mode",
+            "torch.autograd.grad_mode:_exit_inference_mode",
+        ),
+    ),
     "reports": (
         "nothing is recorded for reports, dumps and traces",
         (
@@ -161,10 +178,12 @@ __all__ = [
     "compiling_alone",
     "context",
     "cut_indices",
+    "differentiable",
     "dynamo_utils",
     "failed",
     "fake_inputs",
     "forward_outputs",
+    "gradient_switches",
     "graph_break_reason",
     "inductor_config",
     "inductor_ir",
@@ -316,6 +335,49 @@ def forward_outputs(graph: Graph) -> list[Node]:
     describe = output.meta.get("desc") or [""] * len(outputs)
     forward = itertools.takewhile(lambda each: each is not None and not isinstance(each, GradAOTOutput), describe)
     return [node for node, _ in zip(outputs, forward) if isinstance(node, Node)]
+
+
+def differentiable(graph: Graph) -> set[Node]:
+    """The inputs and attributes of a graph that have a gradient: of a joint graph's those whose gradient it returns; of an inference
+    graph's those that require one. None of the inputs of a higher-order operator's graph, of which nothing is known.
+
+    AOTAutograd describes each input and result; where it unpacks a subclass, by the part and the whole (from 2.11)."""
+    inputs, attributes = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")
+    found = {node for node in attributes if getattr(_attribute(node), "requires_grad", False)}
+    if not can("gradients"):
+        return found
+    from torch._functorch._aot_autograd.descriptors import DifferentiableAOTInput, GradAOTOutput
+
+    whole = {node: _whole(node.meta.get("desc")) for node in inputs}
+    results = [_whole(each) for each in graph.output_node().meta.get("desc") or ()]
+    with_gradient = {each.grad_of for each in results if isinstance(each, GradAOTOutput)}
+    context = torch._guards.TracingContext.try_get()
+    if not with_gradient and context and context.fw_metadata:
+        known = context.fw_metadata.input_info
+        inputs_as_given = list(dict.fromkeys(each for each in whole.values() if isinstance(each, DifferentiableAOTInput)))
+        if len(known) == len(inputs_as_given):
+            with_gradient = {each for each, info in zip(inputs_as_given, known) if info.requires_grad}
+    return found | {node for node in inputs if whole[node] in with_gradient}
+
+
+def _attribute(node: Node) -> Any:
+    found: Any = node.graph.owning_module
+    for name in str(node.target).split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _whole(described: Any) -> Any:
+    while hasattr(described, "base"):
+        described = described.base
+    return described
+
+
+def gradient_switches() -> tuple[Any, Any, Any]:
+    """What switches gradients in a graph from Dynamo: a call with the new state, and the two ends of a block."""
+    from torch.autograd.grad_mode import _enter_inference_mode, _exit_inference_mode
+
+    return torch._C._set_grad_enabled, _enter_inference_mode, _exit_inference_mode
 
 
 def saved(graph: Graph) -> list[Node]:

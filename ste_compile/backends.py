@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule
 from . import _torch, dump, record
 from . import numerics as levels
 from .hooks import guarded, run_joint, run_partition, run_post_grad
+from .marking import mark
 from .numerics import Numerics
 from .options import check_deferred, inductor_options
 
@@ -52,6 +53,7 @@ def compile_with(
     """Stock Inductor with `options`, checked as `torch.compile` checks them."""
     inductor = _torch.InductorBackend(None, None, None)
     inductor.apply_options(dict(options))
+    guarded(mark, gm)
     with record.compiling(gm, recorders):
         compiled: Callable[..., Any] = inductor(gm, example_inputs)
     return compiled
@@ -129,6 +131,7 @@ def ste_aot_eager(
     run = _torch.aot_autograd(
         fw_compiler=compiled, inference_compiler=inference, partition_fn=partition, keep_inference_input_mutations=True
     )
+    guarded(mark, gm)
     with record.compiling(gm, recorders):
         return run(gm, example_inputs)
 

@@ -58,8 +58,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     torch 2.13 on).
 
         >>> report = explain(lambda h, s: h + (s.exp() - s.exp().detach()), torch.ones(4), torch.ones(4), numerics="finite")
-        >>> [(site.expression, site.action, site.frees.kernels) for site in report.sites]
-        [('h + (s.exp() - s.exp().detach())', 'cancelled', 0)]
+        >>> [(site.value.node, site.action, site.frees.operators) for site in report.sites]
+        [('arg1_1', 'cancelled', 3)]
     """
     levels.check(numerics)
     if not callable(fn):

@@ -42,7 +42,7 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
     sites: tuple[Site, ...] = ()
     outcomes: list[Outcome] = []
     try:
-        found = _chosen(recognise(graph))
+        found = _chosen(recognise(graph, _torch.differentiable(graph)))
         can_keep = partial(_torch.can, "effects")
         outcomes, sites = cancel(graph, found, numerics, deferred=deferred, can_keep=can_keep), found
         _report_failures(run_joint, outcomes)

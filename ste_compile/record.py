@@ -24,7 +24,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from . import _torch, report, source
 from .describe import bytes_of, casts, edges, figures, line, notes, operand, saved_by, with_regions
-from .passes import REGION, Outcome, Site, freed, needed
+from .passes import LEVEL, REGION, Outcome, Site, freed, needed
 from .passes.values import is_backward
 
 log = logging.getLogger("ste_compile")
@@ -249,8 +249,10 @@ def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
         return
     for outcome in outcomes:
         index = outcome.key[1] if outcome.key else None
-        if index in record.outcomes and record.outcomes[index].action != "fused":  # one recomputed in the backward is met twice
-            record.outcomes[index] = outcome
+        before = record.outcomes.get(index)
+        if before and before.action != "fused":  # one recomputed in the backward is met twice
+            also = "" if before.reason.startswith(LEVEL) else f"; not cancelled: {before.reason}"
+            record.outcomes[index] = replace(outcome, reason=outcome.reason + also)
     if graph.output_node().meta.get(REGION):
         return  # shown, and counted, where it is called
     kind = kind_of(graph, record)

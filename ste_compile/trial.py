@@ -26,7 +26,7 @@ def _seeded(h: Tensor, s: Tensor) -> tuple[Tensor]:
 
 
 def _drawn(h: Tensor, s: Tensor) -> tuple[Tensor]:
-    return _seeded(h, s * torch.rand_like(s))
+    return _seeded(h, s * torch.multinomial(s, 4))
 
 
 def _convolved(h: Tensor, s: Tensor) -> tuple[Tensor]:

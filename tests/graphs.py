@@ -115,7 +115,7 @@ def captured(
     torch._dynamo.reset()
     out = torch.compile(fn, backend=backend, dynamic=dynamic, fullgraph=True)(*args)
     tensors = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t.requires_grad]
-    if tensors:
+    if tensors and torch.is_grad_enabled():
         torch.autograd.backward([t.float().sum() if not t.is_complex() else t.real.sum() for t in tensors])
     return graphs
 

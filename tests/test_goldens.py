@@ -14,9 +14,10 @@ def golden(name: str) -> str:
     spelling = BY_NAME[name]
 
     def graph(which: str, numerics: str | None, grad: bool) -> str:
-        v = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=grad)
-        s = torch.ones(4, 3, requires_grad=grad)
-        return show(captured(spelling.fn, (v, s), numerics=numerics)[which].graph)
+        v = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
+        s = torch.ones(4, 3, requires_grad=True)
+        with torch.set_grad_enabled(grad):
+            return show(captured(spelling.fn, (v, s), numerics=numerics)[which].graph)
 
     return f"""
 joint, before

@@ -133,7 +133,7 @@ def fail(program: Program, where: str, lines: set[int | None], found: list[str])
 def _lines(program: Program, lines: set[int | None], sites: Sequence[Site]) -> Iterator[str]:
     if wrong := (lines - set(program.sites())) | (lines & set(program.near())):
         yield f"cancelled on lines {wrong}, where there is no site"
-    if missed := set(program.sites()) - {line_of(program, site) for site in sites}:
+    if missed := set(program.sites()) - program.unseen() - {line_of(program, site) for site in sites}:
         yield f"the sites on lines {sorted(missed)} were not found"
 
 

@@ -59,6 +59,10 @@ class Program:
         """The numbers of the lines that must stay as they are."""
         return [number for number, line in self._numbered() if line.near]
 
+    def unseen(self) -> set[int]:
+        """The numbers of the lines whose site need not be found: a `no_grad` inside another leaves no trace."""
+        return {number for number, line in self._numbered() if line.text.endswith("# no_grad")}
+
     def _numbered(self) -> list[tuple[int, Line]]:
         return list(enumerate(self.lines, 3 if self.autocast else 2))
 

@@ -1,6 +1,6 @@
 """Straight-through sites, and what only looks like one, as source text.
 
-`v` is the value, `s` the surrogate; both are names of tensors. A line may hold one site, written `SITE(expression; value)`: a
+`v` is the value, `s` the surrogate, `m` a large number without a gradient; all are names of tensors. A line may hold one site, written `SITE(expression; value)`: a
 program reads it as the expression, and the oracle of the levels that cancel it as the value with the expression's gradients.
 """
 
@@ -65,6 +65,10 @@ SITES = (
                              "{a} = SITE({c} + {a} * 0.5; {c})", "{out} = {a} * {b}")),
     Spelling("shared_difference", ("{a} = ({v} - {s}).detach()", "{b} = SITE({s} + {a}; {v})", "{c} = SITE({a} + {s}; {v})",
                                    "{out} = {c} * {b}")),
+    Spelling("no_grad", ("with torch.no_grad(): {a} = {v} - {s}", "{out} = SITE({s} + {a}; {v})  # no_grad")),
+    Spelling("no_grad_surrogate", ("with torch.no_grad(): {a} = {s}.clone()", "{out} = SITE({v} + ({s} - {a}); {v})  # no_grad")),
+    _site("detach_in_place", "{s} + ({v} - {s}).detach_()"),
+    Spelling("detached_clone", ("{a} = {s}.clone()", "{a}.detach_()", "{out} = SITE({v} + ({s} - {a}); {v})")),
     Spelling("viewed_zero", ("{a} = ({s} - {s}.detach()).flatten().reshape({s}.shape)", "{out} = SITE({v} + {a}; {v})")),
 )  # fmt: skip
 
@@ -90,5 +94,11 @@ NEAR = (
     Spelling("measured", ("{a} = {s} + ({v} - {s}).detach()", "{out} = {a} - {v}.detach()")),
     Spelling("two_layouts", ("{a} = {s}.flatten().repeat(3, 2)", "{b} = {a}.t().contiguous().t()",
                              "{out} = {v} + ({a}.sum() - {b}.detach().sum())")),
+    Spelling("magic_tensor", ("{out} = ({v} + {m}).detach() - {m}",)),
+    Spelling("magic_detached", ("{out} = ({v} + {m}) - {m}.detach()",)),
+    Spelling("magic_view", ("{a} = {m}.float().expand(1)", "{out} = ({v} + {a}).detach() - {a}")),
+    Spelling("magic_scaled", ("{out} = ({v} + {m} * 0.5).detach() - {m} * 0.5",)),
+    Spelling("magic_no_grad", ("with torch.no_grad(): {a} = {v} + {m}", "{out} = {a} - {m}")),
+    Spelling("dither", ("{a} = 100 * torch.rand_like({v})", "{out} = ({v} + {a}).detach() - {a}")),
     Spelling("magic_constant", ("{out} = ({v} + 12582912.0).detach() - 12582912.0",)),
 )

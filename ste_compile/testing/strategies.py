@@ -214,6 +214,8 @@ class Builder:
         spelling = spellings[self.draw(len(spellings))]
         v, s, out = self.pick(), self.pick(), self.name()
         names = {"v": v.name, "s": s.name, "out": out, "a": f"{out}a", "b": f"{out}b", "c": f"{out}c"}
+        if any("{m}" in text for text in spelling.lines):
+            names["m"] = self.magic()
         lines, surrogate = [], s.support
         if not any("{s}" in text for text in spelling.lines):
             s, surrogate = v, frozenset()
@@ -228,6 +230,18 @@ class Builder:
         self.add(lines, out, [v, s], (spelling.name, v.key, s.key), v.support | surrogate | inner | numbers)
         if spelling.name == "no_residual" and self.variables[-1].name == out:
             self.zeros.append(self.variables.pop().name)  # a sum with it would be a site
+
+    def magic(self) -> str:
+        """A number to round by: a buffer, or an argument."""
+        expression = "torch.tensor(12582912.0)"
+        if self.draw(2):
+            name = f"x{len(self.arguments)}"
+            self.arguments[name], self.scope[name] = expression, torch.tensor(12582912.0)
+            return name
+        name = f"magic{len(self.modules)}"
+        self.modules[name] = f"nn.Buffer({expression})"
+        setattr(self.scope["self"], name, torch.tensor(12582912.0))
+        return f"self.{name}"
 
     def site(self) -> None:
         self.spelled(SITES, False)

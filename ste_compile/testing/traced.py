@@ -22,12 +22,17 @@ from .program import Program
 from .runs import Run, note_outputs
 
 
+# What is seen, or run as it should be, in a graph from Dynamo only.
+DYNAMOS = (".data", "checkpoint", "no_grad", "detach_(")
+
+
 def check_traced(program: Program) -> collections.Counter[str] | None:
     """`check` by way of one trace: the joint graph, and the part of it that an inference graph would be. None where the program
     cannot be traced like this."""
+    if any(each in program.source() for each in DYNAMOS):
+        return None
     module, inputs = program.module(traced=True), program.inputs()
-    source = program.source()
-    if any(True for _ in module.buffers()) or ".data" in source or "checkpoint" in source:  # the latter are Dynamo's work
+    if any(True for _ in module.buffers()):
         return None
     with torch.no_grad():
         views = [any(_shares(out, t) for t in (*inputs, *module.parameters())) for out in module(*inputs)]
@@ -85,12 +90,13 @@ def _shares(a: Tensor, b: Tensor) -> bool:
 
 def _copy(gm: GraphModule) -> GraphModule:
     graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+    output = graph.output(graph.graph_copy(gm.graph, {}))
+    output.meta = dict(gm.graph.output_node().meta)  # which inputs have a gradient
     return GraphModule(gm, graph)
 
 
 def _inference(joint: GraphModule, count: int) -> GraphModule:
-    """The part of a joint graph that computes the outputs."""
+    """The part of a joint graph that computes the outputs. Its inputs require the gradients that the joint graph returns."""
     copy = _copy(joint)
     output = copy.graph.output_node()
     output.update_arg(0, tuple(arg(output)[:count]))
