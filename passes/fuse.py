@@ -23,7 +23,7 @@ import torch
 from torch.fx import Graph, Node
 
 from .linear_form import is_number
-from .recognise import ERROR_IS_USED, Outcome, Site, match_order
+from .recognise import ERROR_IS_USED, OWN_SURROGATE, Outcome, Site, match_order
 from .replace import TAG, Mismatch, check_same, drop_unused, emit, same_strides
 from .values import COPIES, MARKERS, arg, aten, fake, is_cast, number_values, prims, tensor
 
@@ -41,7 +41,7 @@ def tag(site: Site, key: Any = None) -> None:
     surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.15). `key` comes back in the outcome.
 
     Not where the site's rounding error is used: what reads it may have the operands unrounded, from Inductor's registers."""
-    if site.refusal == ERROR_IS_USED:
+    if site.refusal in (ERROR_IS_USED, OWN_SURROGATE):
         return
     casts = cast_chain(site.surrogates[0])[1] if site.surrogates else []
     site.root.meta[TAG] = {"shape": _shape(site.root, set(site.tree), {}), "casts": casts, "key": key}

@@ -54,6 +54,8 @@ LINEAR: dict[Any, Callable[..., list[Addend]]] = {
     aten.neg.default: lambda a: [(-1, a)],
     aten.mul.Tensor: lambda a, b: [(b, a)] if is_number(b) else [(a, b)] if is_number(a) else [],
     aten.mul.Scalar: lambda a, b: [(b, a)],
+    aten.div.Tensor: lambda a, b: [(1 / b, a)] if is_number(b) and _halves(b) else [],
+    aten.div.Scalar: lambda a, b: [(1 / b, a)] if is_number(b) and _halves(b) else [],
 }
 SAME = {*LINEAR, aten.div.Tensor, aten.div.Scalar, aten.repeat.default, *MARKERS, *COPIES, *RESHAPES}  # of one tensor: `source`
 
@@ -61,6 +63,11 @@ SAME = {*LINEAR, aten.div.Tensor, aten.div.Scalar, aten.repeat.default, *MARKERS
 def is_number(argument: Any) -> bool:
     """A finite real Python number: a coefficient, or an addend of its own."""
     return isinstance(argument, (int, float)) and not isinstance(argument, bool) and math.isfinite(argument)
+
+
+def _halves(number: float) -> bool:
+    """Whether to divide by a number is to multiply by another, to the bit: by a power of two."""
+    return abs(math.frexp(number)[0]) == 0.5 and abs(number) < 2.0**100
 
 
 def addends(node: Any) -> list[Addend]:

@@ -17,21 +17,33 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .linear_form import LIMIT, Form, Term, addends, atom, combine, source
+from .linear_form import LIMIT, LINEAR, Form, Term, addends, atom, combine, is_number, source
 from .values import COPIES, MARKERS, Values, arg, aten, fake, is_backward, is_cast, is_made, mutates, number_values, without_markers
 
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
 # The refusal of what may round by a magic constant (see `linear_form`).
+OWN_SURROGATE = "its value adds up its own surrogate: what rounding leaves of their difference may be what is wanted"
 NO_GRADIENT = "what cancels has no gradient to carry: a number that is added and taken off again may round on purpose"
 
-# The result of these is zero where the first argument is, and what scales it is finite; of a product, where the second is, too.
-ZERO_THROUGH = {
-    aten.neg.default, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.view.default,
-    aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.permute.default, aten.transpose.int,
-    aten.t.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.slice.Tensor, aten.select.int,
-    *MARKERS, *COPIES,
+# operator -> the arguments of which one is enough, being zero, for the result to be zero, if the others are finite: the arithmetic
+# of a site,
+SCALES: dict[Any, tuple[int, ...]] = {
+    aten.mul.Tensor: (0, 1), aten.neg.default: (0,), aten.mul.Scalar: (0,), aten.div.Tensor: (0,), aten.div.Scalar: (0,),
+    aten.view.default: (0,), aten._unsafe_view.default: (0,), aten.reshape.default: (0,), aten.expand.default: (0,),
+    aten.permute.default: (0,), aten.transpose.int: (0,), aten.t.default: (0,), aten.unsqueeze.default: (0,),
+    aten.squeeze.dim: (0,), aten.squeeze.dims: (0,), aten.slice.Tensor: (0,), aten.select.int: (0,),
+    **dict.fromkeys((*MARKERS, *COPIES), (0,)),
 }  # fmt: skip
+# and what else the zero may go through on its way.
+ZERO_THROUGH: dict[Any, tuple[int, ...]] = {
+    **SCALES,
+    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.matmul.default), (0, 1)),
+    aten.sum.default: (0,), aten.sum.dim_IntList: (0,), aten.abs.default: (0,), aten.relu.default: (0,), aten.index.Tensor: (0,),
+    aten.index_select.default: (0,), aten.gather.default: (0,), aten.flip.default: (0,), aten.repeat.default: (0,),
+    aten.squeeze.default: (0,), aten.clamp.default: (0,), aten.clamp_min.default: (0,), aten.clamp_max.default: (0,),
+}  # fmt: skip
+BOUNDS = {aten.clamp.default: (1, -1), aten.clamp_min.default: (1,), aten.clamp_max.default: (-1,)}  # a lower one is 1
 
 
 @dataclass(frozen=True)
@@ -119,10 +131,8 @@ def _refused(walk: _Walk, site: Site) -> str:
 
 
 def _visit(walk: _Walk, node: Node) -> None:
-    through: tuple[Any, ...] = node.args if node.target in ZERO_THROUGH or is_cast(node) else ()
-    through = through[: 2 if node.target is aten.mul.Tensor else 1]
-    if zero := next((z for z in through if z in walk.zeros), None):
-        walk.zeros[node] = walk.zeros[zero]
+    if found := _zeros_in(walk, node):
+        walk.zeros[node] = tuple(dict.fromkeys(each for zero in found for each in walk.zeros[zero]))
         return
     parts = [(coefficient, a, walk.form(a)) for coefficient, a in addends(node)]
     if not parts:
@@ -152,6 +162,23 @@ def _visit(walk: _Walk, node: Node) -> None:
             walk.sites[node] = near_miss
 
 
+def _zeros_in(walk: _Walk, node: Node) -> list[Node]:
+    """The zeros among the arguments of a node that make it zero too; none where it need not be."""
+    if node.target is aten.cat.default:
+        parts: Any = node.args[0]
+        return list(parts) if all(part in walk.zeros for part in parts) else []
+    if node.target in BOUNDS and not all(map(_holds_zero, BOUNDS[node.target], node.args[1:])):
+        return []
+    where = ZERO_THROUGH.get(node.target, (0,) if is_cast(node) else ())
+    given = [node.args[index] for index in where if index < len(node.args)]
+    return [each for each in given if isinstance(each, Node) and each in walk.zeros][:1]
+
+
+def _holds_zero(sign: int, bound: Any) -> bool:
+    """Whether zero is on the inner side of a bound, a lower one where `sign` is 1."""
+    return bound is None or (is_number(bound) and sign * bound <= 0)
+
+
 def _has_no_gradient(walk: _Walk, number: int) -> bool:
     """Whether a value is an input or attribute that has no gradient, or one made of nothing, or that viewed, cast or scaled."""
     if number < 0:
@@ -168,7 +195,7 @@ def _near_miss(walk: _Walk, root: Node) -> Site | None:
     match = match_order(root, walk.values) if differences else None
     if match is None or match[0] != "(v - s) + s":
         return None
-    return Site(root, match[1], (match[2],), "algebraic", match[0], tree=(root,), refusal=ERROR_IS_USED)
+    return Site(root, match[1], (match[2],), "algebraic", match[0], tree=(root,), refusal=OWN_SURROGATE)
 
 
 def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bool:
@@ -194,7 +221,7 @@ def _bare(node: Node) -> tuple[Node, bool, int]:
 def _exact_site(walk: _Walk, root: Node, parts: list[tuple[float, Any, Form]], zero: Node) -> Site:
     coefficient, value, _ = next(part for part in parts if part[1] is not zero)
     refusal = "" if abs(coefficient) == 1 else f"the value is scaled by alpha={coefficient}"
-    tree = tuple(_tree(root, lambda n: n in walk.zeros))
+    tree = tuple(_tree(root, lambda n: n in walk.zeros and (n.target in SCALES or n.target in LINEAR or is_cast(n))))
     order = match_order(root, walk.values)
     return Site(root, without_markers(value), walk.zeros[zero], "finite", order and order[0], coefficient < 0, tree, refusal)
 

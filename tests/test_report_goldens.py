@@ -166,7 +166,7 @@ two_seeds
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 4 operators
         numerics='finite' would free 4 operators
 two_surrogates
-    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
+    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded; not cancelled: no node of the graph holds what is left after the surrogates cancel
         needs algebraic; value None: ; surrogate primals_2: f32[4]; frees nothing
     v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
         needs algebraic; value primals_1: bf16[4]; surrogate sin_1: f32[4]; frees 6 operators
@@ -291,7 +291,7 @@ two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='finite'
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 3 operators
 two_surrogates
-    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
+    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded; not cancelled: no node of the graph holds what is left after the surrogates cancel
         needs algebraic; value None: ; surrogate primals_2: f32[4]; frees nothing
     v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
         needs algebraic; value primals_1: bf16[4]; surrogate sin_1: f32[4]; frees 6 operators
