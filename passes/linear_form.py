@@ -96,7 +96,7 @@ def _complex_sum(node: Node) -> list[Addend]:
     held = [tensor(each) for each in operands]
     if any(each is None or not each.is_complex() for each in held):
         return []
-    shape = torch.broadcast_shapes(*(fake(each).shape for each in operands))  # two scalars are added up as vectors: not known here
+    shape = torch.broadcast_shapes(*(fake(each).shape for each in operands))  # (two scalars are decomposed otherwise)
     return [(1, each) for each in operands] if tuple(shape) == tuple(fake(node).shape) else []
 
 

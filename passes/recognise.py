@@ -18,7 +18,20 @@ import torch
 from torch.fx import Graph, Node
 
 from .linear_form import LIMIT, LINEAR, Form, Term, addends, atom, combine, is_number, source
-from .values import COPIES, MARKERS, Values, arg, aten, fake, is_backward, is_cast, is_made, mutates, number_values, without_markers
+from .values import (
+    COPIES,
+    MARKERS,
+    Values,
+    arg,
+    aten,
+    fake,
+    is_backward,
+    is_cast,
+    is_made,
+    mutates,
+    number_values,
+    without_markers,
+)
 
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
@@ -26,8 +39,8 @@ ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apar
 OWN_SURROGATE = "its value adds up its own surrogate: what rounding leaves of their difference may be what is wanted"
 NO_GRADIENT = "what cancels has no gradient to carry: a number that is added and taken off again may round on purpose"
 
-# operator -> the arguments of which one is enough, being zero, for the result to be zero, if the others are finite: the arithmetic
-# of a site,
+# operator -> the arguments of which one is enough, being zero, for the result to be zero, if the others are finite: in the
+# arithmetic of a site,
 SCALES: dict[Any, tuple[int, ...]] = {
     aten.mul.Tensor: (0, 1), aten.neg.default: (0,), aten.mul.Scalar: (0,), aten.div.Tensor: (0,), aten.div.Scalar: (0,),
     aten.view.default: (0,), aten._unsafe_view.default: (0,), aten.reshape.default: (0,), aten.expand.default: (0,),
@@ -100,9 +113,9 @@ class _Walk:
 def recognise(graph: Graph, differentiable: Container[Node] | None = None) -> tuple[Site, ...]:
     """Every site of a functional ATen graph (joint, inference, or one partition), in graph order.
 
-    Reads `meta["val"]` of every node. `differentiable` are the inputs and attributes that have a gradient; None: all. The backward
-    of a joint graph, and whatever follows the first node that mutates an input, is not looked at. A refused site is listed too,
-    with its reason.
+    Reads `meta["val"]` of every node. `differentiable` are the inputs and attributes that have a gradient; None: all. The
+    backward of a joint graph, and whatever follows the first node that mutates an input, is not looked at. A refused site is
+    listed too, with its reason.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> traced = make_fx(lambda h, s: h + (s - s.detach()))(torch.ones(2), torch.ones(2))

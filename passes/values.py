@@ -111,7 +111,7 @@ def _is_still(node: Node) -> bool:
 
 
 def is_made(node: Node) -> bool:
-    """Whether a tensor is made of nothing, or of the shape of another: `full`, `rand`, `zeros_like`, a literal of the user's code."""
+    """Whether a tensor is made of nothing, or of another's shape: `full`, `rand`, `zeros_like`, a literal of the user's code."""
     if node.op == "get_attr":
         return _is_literal(node)
     if not isinstance(node.target, torch._ops.OpOverload) or tensor(node) is None:

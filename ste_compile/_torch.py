@@ -338,8 +338,8 @@ def forward_outputs(graph: Graph) -> list[Node]:
 
 
 def differentiable(graph: Graph) -> set[Node]:
-    """The inputs and attributes of a graph that have a gradient: of a joint graph's those whose gradient it returns; of an inference
-    graph's those that require one. None of the inputs of a higher-order operator's graph, of which nothing is known.
+    """The inputs and attributes of a graph that have a gradient: of a joint graph's those whose gradient it returns; of an
+    inference graph's those that require one. None of the inputs of a higher-order operator's graph: nothing is known of them.
 
     AOTAutograd describes each input and result; where it unpacks a subclass, by the part and the whole (from 2.11)."""
     inputs, attributes = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")

@@ -4,8 +4,9 @@
         d = q - x                      ->       d_1 = d.detach()
     return x + d                                add(x, d_1)
 
-AOTAutograd's graphs tell of `.detach()` and `.data`, but of neither a block without gradients nor `detach_()`. The graph from Dynamo,
-which a backend is handed first, has both. Under an outer `no_grad` Dynamo leaves out an inner one (2.11 to 2.15): nothing is marked.
+AOTAutograd's graphs tell of `.detach()` and `.data`, but of neither a block without gradients nor `detach_()`. The graph from
+Dynamo, which a backend is handed first, has both. Inside another `no_grad` Dynamo leaves a block out (2.11 to 2.15): nothing is
+marked.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def _mark(graph: Graph) -> bool:
         elif node.target is enter_inference:
             entered[node], off = off, bool(node.args[0]) or off
         elif node.target is exit_inference:
-            off = entered.get(node.args[0], False)  # type: ignore[arg-type]
-        elif node.op == "call_method" and node.target == "detach_" and node.args[0].op != "placeholder":  # type: ignore[union-attr]
+            off = entered.get(node.args[0], False)
+        elif node.op == "call_method" and node.target == "detach_" and node.args[0].op != "placeholder":
             value: Any = node.args[0]
             later = [user for user in (*value.users, *node.users) if order[user] > order[node]]
             marked |= _detach(value, later, {value, node}, order)
@@ -95,4 +96,5 @@ def _writes(node: Node) -> bool:
     if schema := getattr(node.target, "_schema", None):
         return bool(schema.is_mutable)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or node.target in IN_PLACE or name == "setitem" or "out" in node.kwargs
+    in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    return in_place or node.target in IN_PLACE or "out" in node.kwargs

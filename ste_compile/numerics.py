@@ -3,7 +3,7 @@
 | level | the forward value of a site | removes |
 |---|---|---|
 | `exact` | bit for bit eager's, on the same inputs: NaN, Inf, the sign of zero, overflow of a cast, every rounding | nothing |
-| `finite` | `==` eager's wherever every cancelled term is finite after its cast | surrogates that cancel exactly, `t - t'` |
+| `finite` | `==` eager's where what cancels is finite after its cast, as is what multiplies it | what cancels exactly, `t - t'` |
 | `algebraic` | the value the estimator stands for, no further from eager's than eager's own rounding | also `x + (q - x)'` |
 
 Gradients follow from the same formulas at every level. (A NaN is a NaN: IEEE 754 leaves its sign and payload open, and so do

@@ -248,7 +248,7 @@ def compiled(graph: Graph, outcomes: Sequence[Outcome]) -> None:
     if record is None:
         return
     for outcome in outcomes:
-        index = outcome.key[1] if outcome.key else None
+        index = outcome.key[1] if outcome.key else -1
         before = record.outcomes.get(index)
         if before and before.action != "fused":  # one recomputed in the backward is met twice
             also = "" if before.reason.startswith(LEVEL) else f"; not cancelled: {before.reason}"

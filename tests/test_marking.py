@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from ste_compile.marking import mark
 
 import ste_compile
+from ste_compile.marking import mark
 
 LEVELS = ("exact", "finite", "algebraic")
 

@@ -29,6 +29,12 @@ class Cancelled(torch.autograd.Function):
         return grad, None
 
 
+@torch.compiler.allow_in_graph  # torch 2.11 loses gradients where Dynamo looks into an `autograd.Function`
+def cancelled_to(expression: Tensor, value: Tensor) -> Tensor:
+    result: Tensor = Cancelled.apply(expression, value)  # type: ignore[no-untyped-call]
+    return result
+
+
 @dataclass(frozen=True)
 class Line:
     """`text` may hold one SITE. `near`: nothing that happens on this line may be rewritten."""
@@ -88,8 +94,7 @@ class Program:
             filename = self.filename.replace("program", "oracle")
 
         def site(number: int, expression: Tensor, value: Callable[[], Tensor]) -> Tensor:
-            apply: Callable[..., Tensor] = Cancelled.apply
-            return apply(expression, value().detach()) if number in (cancelled or ()) else expression
+            return cancelled_to(expression, value().detach()) if number in (cancelled or ()) else expression
 
         def at(number: int) -> None:
             torch.fx.traceback.current_meta["stack_trace"] = f'File "{self.filename}", line {number}, in forward\n    '

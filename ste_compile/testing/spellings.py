@@ -1,7 +1,8 @@
 """Straight-through sites, and what only looks like one, as source text.
 
-`v` is the value, `s` the surrogate, `m` a large number without a gradient; all are names of tensors. A line may hold one site, written `SITE(expression; value)`: a
-program reads it as the expression, and the oracle of the levels that cancel it as the value with the expression's gradients.
+`v` is the value, `s` the surrogate, `m` a large number without a gradient; all are names of tensors. A line may hold one site,
+written `SITE(expression; value)`: a program reads it as the expression, and the oracle of the levels that cancel it as the value
+with the expression's gradients.
 """
 
 from __future__ import annotations

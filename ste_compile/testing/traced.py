@@ -21,7 +21,6 @@ from .check import LEVELS, cancelled_lines, differences, fail
 from .program import Program
 from .runs import Run, note_outputs
 
-
 # What is seen, or run as it should be, in a graph from Dynamo only.
 DYNAMOS = (".data", "checkpoint", "no_grad", "detach_(")
 
