@@ -54,7 +54,7 @@ def run(
     """One call on copies of `fn` and `args`, with a backward where `train`: eager, under stock ("stock"), or at a level."""
     torch._dynamo.reset()
     fn = copy.deepcopy(fn) if isinstance(fn, nn.Module) else fn
-    args = [a.detach().clone().requires_grad_(a.requires_grad and train) if isinstance(a, Tensor) else a for a in args]
+    args = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
     called = fn
     if numerics == "stock":
         stock = {"ste_aot_eager": "aot_eager", "ste": "inductor"}[backend]
@@ -66,7 +66,8 @@ def run(
         leaves = torch.utils._pytree.tree_leaves(called(*args))
         values = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         forward = torch.get_rng_state()
-        if results := [value for value in values if value.requires_grad]:
+        results = [value for value in values if value.requires_grad and train]
+        if results:
             torch.autograd.backward(results, [_tangent(value) for value in results])
     module = isinstance(fn, nn.Module)
     seen = {

@@ -196,3 +196,19 @@ def test_a_parameter_says_in_inference_that_it_has_a_gradient(frozen):
             torch.compile(model, backend="ste_aot_eager", options={"numerics": "algebraic"})(torch.randn(2, 4))
         (site,) = recorder.sites()
         assert (site.action == "cancelled") is not frozen
+
+
+def test_of_the_inputs_of_a_branch_nothing_is_known():
+    """Given a surrogate that is an operand of `torch.cond`, it is left, and says why; one computed in the branch is cancelled."""
+
+    def model(h, s):
+        def branch(h, s):
+            return s + (h - s).detach(), s.sin() + (h - s.sin()).detach()
+
+        return torch.cond(h.sum() > 0, branch, lambda h, s: (h * 1, s * 1), (h, s))
+
+    h, s = torch.ones(4), torch.randn(4, requires_grad=True)
+    with ste_compile.collect() as recorder:
+        torch.compile(model, backend="ste_aot_eager", options={"numerics": "algebraic"})(h, s)
+    assert sorted(site.action for site in recorder.sites()) == ["cancelled", "fused"]
+    assert any(NO_GRADIENT in site.reason for site in recorder.sites())

@@ -34,7 +34,7 @@ def differentiable(args):
 
 
 def in_cond(h, s):
-    return torch.cond(h.sum() > 0, lambda h, s: seed(h, s.sin()), lambda h, s: vq(h.relu(), s * 2), (h, s))
+    return torch.cond(h.sum() > 0, lambda h, s: seed(h, s.sin()), lambda h, s: vq(h.relu(), s.abs() * 2), (h, s))
 
 
 def in_while_loop(h, s):
