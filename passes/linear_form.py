@@ -25,6 +25,7 @@ A term that cancels only after reassociation must have a gradient to carry, whic
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .values import COPIES, MARKERS, RESHAPES, Values, arg, aten, fake, is_cast, tensor
+from .values import COPIES, MARKERS, NUMBERS, RESHAPES, Values, arg, aten, fake, is_cast, tensor
 
 # Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
 LIMIT = 16
@@ -57,7 +58,7 @@ LINEAR: dict[Any, Callable[..., list[Addend]]] = {
     aten.div.Tensor: lambda a, b: [(1 / b, a)] if is_number(b) and _halves(b) else [],
     aten.div.Scalar: lambda a, b: [(1 / b, a)] if is_number(b) and _halves(b) else [],
 }
-SAME = {*LINEAR, aten.div.Tensor, aten.div.Scalar, aten.repeat.default, *MARKERS, *COPIES, *RESHAPES}  # of one tensor: `source`
+SAME = {*LINEAR, aten.repeat.default, operator.getitem, *MARKERS, *COPIES, *RESHAPES}  # beside views and casts, for `source`
 
 
 def is_number(argument: Any) -> bool:
@@ -110,10 +111,10 @@ def _behind_views(node: Any) -> Any:
 def source(node: Node) -> Node:
     """What a node is a view, a cast, a copy or a multiple of, or differs from by a number; or else the node itself."""
     while node.op == "call_function" and (node.target in SAME or is_cast(node) or getattr(node.target, "is_view", False)):
-        tensors: list[Any] = [each for each in node.args if tensor(each) is not None]
-        if len(tensors) != 1:
+        given = [each for each in node.args if isinstance(each, Node) and not isinstance(each.meta.get("val"), NUMBERS)]
+        if len(given) != 1:
             break
-        (node,) = tensors
+        (node,) = given
     return node
 
 

@@ -43,7 +43,7 @@ MATMULS = {
 }  # fmt: skip
 
 
-NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)  # what the value of a node may be beside tensors
 
 
 def tensor(node: Any) -> torch.Tensor | None:

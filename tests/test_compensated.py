@@ -67,6 +67,11 @@ def magic_viewed(d, x, m, _):
     return d(d(x) + d(m[:1].double().expand(4))) - d(m[:1].double().expand(4)), x + 1
 
 
+def magic_split(d, x, m, _):
+    first, _ = m.chunk(2)
+    return d(d(x[:2]) + d(first)) - d(first), x + 1
+
+
 def magic_made(d, x, _, __):
     m = torch.full_like(x, 12582912.0)
     return d(d(x) + d(m)) - d(m), x + 1
@@ -93,6 +98,7 @@ TABLE = {
     magic_scaled: {"aby": ".ccc", "a": ".lll", "by": ".ccc", "": ".lll"},
     magic_divided: {"aby": ".ccc", "a": ".lll", "by": ".ccc", "": ".lll"},
     magic_viewed: {"aby": ".ccc", "a": ".lll", "by": ".ccc", "": ".lll"},
+    magic_split: {"aby": ".ccc", "a": ".lll", "by": ".ccc", "": ".lll"},
     magic_made: dict.fromkeys(("aby", "a", "by", ""), "...."),
     dither: dict.fromkeys(("aby", "a", "by", ""), ".lll"),
     dither_rounded: dict.fromkeys(("aby", "a", "by", ""), "...."),
