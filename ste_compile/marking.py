@@ -11,7 +11,6 @@ marked.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,8 +18,6 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from . import _torch
-
-IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")}
 
 
 def mark(gm: GraphModule) -> None:
@@ -61,7 +58,7 @@ def _mark(graph: Graph) -> bool:
             off = entered.get(node.args[0], False)
         elif node.op == "call_method" and node.target == "detach_" and node.args[0].op != "placeholder":
             value: Any = node.args[0]
-            later = [user for user in (*value.users, *node.users) if order[user] > order[node]]
+            later = [user for user in (*value.users, *node.users) if order.get(user, -1) > order[node]]
             marked |= _detach(value, later, {value, node}, order)
         elif off:
             without.add(node)
@@ -74,11 +71,12 @@ def _mark(graph: Graph) -> bool:
 
 
 def _detach(value: Node, readers: Iterable[Node], names: set[Node], order: dict[Node, int]) -> bool:
-    """Let `readers` read `value`, which they know by `names`, behind a `detach`. Not where one writes to it, or where it is no
-    floating-point tensor, or after all has a gradient: an in-place operator gives what it was given."""
+    """Let `readers` read `value`, which they know by `names`, behind a `detach`. Not where it is no floating-point tensor, or has
+    a gradient after all: an in-place operator gives what it was given, and may give it a gradient. (A write through the `detach`
+    writes to the value itself.)"""
     tensor = value.meta.get("example_value")
     later = sorted({reader for reader in readers if reader.op != "output"}, key=order.__getitem__)
-    if not later or not isinstance(tensor, torch.Tensor) or tensor.requires_grad or any(map(_writes, later)):
+    if not later or not isinstance(tensor, torch.Tensor) or tensor.requires_grad:
         return False
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return False
@@ -89,12 +87,3 @@ def _detach(value: Node, readers: Iterable[Node], names: set[Node], order: dict[
         for name in names:
             reader.replace_input_with(name, detached)
     return True
-
-
-def _writes(node: Node) -> bool:
-    """Whether a node may write to an argument, or change whether that has a gradient."""
-    if schema := getattr(node.target, "_schema", None):
-        return bool(schema.is_mutable)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
-    return in_place or node.target in IN_PLACE or "out" in node.kwargs

@@ -112,6 +112,15 @@ def written_later(x, q):
     return d * 1, d
 
 
+def written_without_a_gradient(x, q):
+    with torch.no_grad():
+        d = q - x
+    e = d[:50]
+    d.add_(1)
+    d[3] = 2
+    return x + d, e * 1, d
+
+
 def given_a_gradient(x, q):
     with torch.no_grad():
         d = q.clone()
@@ -126,13 +135,25 @@ def returned(x, q):
     return torch.cat([d, e]), d, n
 
 
+def detached_twice(x, q):
+    with torch.no_grad():
+        d = q - x
+    d.detach_()
+    d.detach_()
+    return x + d.detach_()
+
+
 def viewed(x, q):
     with torch.no_grad():
         d = q[:50]
     return x[:50] + (d - x[:50])
 
 
-@pytest.mark.parametrize("fn", (nested, written_leaf, written_later, given_a_gradient, returned, viewed), ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize(
+    "fn",
+    (nested, written_leaf, written_later, written_without_a_gradient, given_a_gradient, returned, detached_twice, viewed),
+    ids=lambda fn: fn.__name__,
+)
 def test_what_is_marked_computes_the_same(fn):
     """Given values that are written to, returned, viewed or of integers: results, gradients and memory are eager's."""
     results = []

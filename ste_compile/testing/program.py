@@ -29,7 +29,7 @@ class Cancelled(torch.autograd.Function):
         return grad, None
 
 
-@torch.compiler.allow_in_graph  # torch 2.11 loses gradients where Dynamo looks into an `autograd.Function`
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # 2.11 loses gradients where Dynamo looks into a Function
 def cancelled_to(expression: Tensor, value: Tensor) -> Tensor:
     result: Tensor = Cancelled.apply(expression, value)  # type: ignore[no-untyped-call]
     return result
