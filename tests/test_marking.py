@@ -173,7 +173,7 @@ def test_what_is_marked_computes_the_same(fn):
 
 
 def test_under_an_outer_no_grad_there_is_no_trace():
-    """Dynamo leaves out a block without gradients inside another: what `explain` says of it is nothing, as the README does."""
+    """Dynamo leaves out a block without gradients inside another: `explain` says nothing of it, as the README says."""
     with torch.no_grad(), ste_compile.collect() as recorder:
         torch.compile(no_grad, backend="ste_aot_eager")(torch.ones(2), torch.ones(2))
     assert recorder.sites() == ()

@@ -57,14 +57,30 @@ def test_public_names_have_docstrings_with_an_example():
         assert getattr(importlib.import_module("ste_compile.passes"), name).__doc__
 
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("ste_compile", "passes", "tests", "examples"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    """To a file, and to a heading of it. Broken by a file or a heading that is renamed."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)):
+        path, _, heading = target.partition("#")
+        if not path.startswith("http"):
+            found = page.parent / path if path else page
+            assert found.exists(), target
+            headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if heading else ()
+            assert not heading or heading in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}, target
+
+
+def test_the_first_page_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("name", ste_compile.__all__)
-def test_the_readme_has_a_section_for_each_public_name(name):
+def test_the_reference_has_a_section_for_each_public_name(name):
     """With its parameters, in order, and their defaults.
     Broken by a parameter that the section does not have."""
-    heading = re.search(rf"^### `ste_compile\.{name}(.*)`$", README, re.MULTILINE)
+    heading = re.search(rf"^## `ste_compile\.{name}(.*)`$", (ROOT / "ste_compile" / "README.md").read_text(), re.MULTILINE)
     assert heading
     if heading[1]:
         signature = inspect.signature(getattr(ste_compile, name))
@@ -73,10 +89,10 @@ def test_the_readme_has_a_section_for_each_public_name(name):
         assert heading[1].replace('"', "'") == str(inspect.Signature([*first, *bare]))
 
 
-def test_the_readme_has_no_integration_without_a_test():
+def test_there_is_no_integration_without_a_test():
     """Each row of its table names tests, and each of them is there.
     Broken by a test that is renamed."""
-    table = README.split("## Integrations")[1].split("\n## ")[0]
+    table = (ROOT / "tests" / "README.md").read_text().split("## Integrations")[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     for row in rows:
         named = re.findall(r"(test_\w+)\.py(?:::(test_\w+))?", row)
