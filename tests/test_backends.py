@@ -121,7 +121,7 @@ def test_a_pass_without_identity_is_not_cached_and_one_with_it_is():
 def test_a_failing_pass_costs_its_rewrites_and_not_the_compile(monkeypatch):
     """Given an error inside recognition, the graph is left as it was, with a warning; strict mode raises."""
 
-    def broken(graph):
+    def broken(graph, differentiable):
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr("ste_compile.hooks.recognise", broken)
