@@ -25,7 +25,7 @@ from torch.fx import Graph, Node
 from .linear_form import is_number
 from .recognise import ERROR_IS_USED, OWN_SURROGATE, Outcome, Site, match_order
 from .replace import TAG, Mismatch, check_same, drop_unused, emit, same_strides
-from .values import COPIES, MARKERS, arg, aten, fake, is_cast, number_values, prims, tensor
+from .values import COPIES, MARKERS, arg, aten, fake, is_cast, is_view, number_values, prims, tensor
 
 ops = torch.ops.ste_compile
 ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
@@ -155,15 +155,9 @@ def _is_settled(node: Node) -> bool:
 
 def _under_casts(node: Node) -> Node:
     """The node under views and casts, which multiply nothing."""
-    while _is_view(node) or is_cast(node):
+    while is_view(node) or is_cast(node):
         node = arg(node)
     return node
-
-
-def _is_view(node: Node) -> bool:
-    """Whether a node views its first input: by itself, or as one of several views (`getitem` of a split)."""
-    target = arg(node).target if node.target is operator.getitem else node.target
-    return isinstance(target, torch._ops.OpOverload) and target.is_view
 
 
 def _inputs(node: Node) -> list[Node]:
@@ -240,7 +234,7 @@ def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
     """`leaf`, rounded under the views it is seen through: a copy of an expanded tensor would have other strides. What comes from
     outside the graph is in memory, and rounded."""
     base, views = leaf, []
-    while _is_view(base):
+    while is_view(base):
         views.append(base)
         base = arg(base)
     if base.op != "call_function" or _is_rounded(base):

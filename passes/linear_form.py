@@ -25,7 +25,6 @@ A term that cancels only after reassociation must have a gradient to carry, whic
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,7 +33,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .values import COPIES, MARKERS, NUMBERS, RESHAPES, Values, arg, aten, fake, is_cast, tensor
+from .values import COPIES, MARKERS, NUMBERS, RESHAPES, Values, arg, aten, fake, is_cast, is_view, tensor
 
 # Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
 LIMIT = 16
@@ -55,10 +54,10 @@ LINEAR: dict[Any, Callable[..., list[Addend]]] = {
     aten.neg.default: lambda a: [(-1, a)],
     aten.mul.Tensor: lambda a, b: [(b, a)] if is_number(b) else [(a, b)] if is_number(a) else [],
     aten.mul.Scalar: lambda a, b: [(b, a)],
-    aten.div.Tensor: lambda a, b: [(1 / b, a)] if is_number(b) and _halves(b) else [],
-    aten.div.Scalar: lambda a, b: [(1 / b, a)] if is_number(b) and _halves(b) else [],
+    aten.div.Tensor: lambda a, b: [(1 / b, a)] if is_number(b) and _is_power_of_two(b) else [],
+    aten.div.Scalar: lambda a, b: [(1 / b, a)] if is_number(b) and _is_power_of_two(b) else [],
 }
-SAME = {*LINEAR, aten.repeat.default, operator.getitem, *MARKERS, *COPIES, *RESHAPES}  # beside views and casts, for `source`
+SAME = {*LINEAR, aten.repeat.default, *MARKERS, *COPIES, *RESHAPES}  # beside views and casts, for `source`
 
 
 def is_number(argument: Any) -> bool:
@@ -66,8 +65,8 @@ def is_number(argument: Any) -> bool:
     return isinstance(argument, (int, float)) and not isinstance(argument, bool) and math.isfinite(argument)
 
 
-def _halves(number: float) -> bool:
-    """Whether to divide by a number is to multiply by another, to the bit: by a power of two."""
+def _is_power_of_two(number: float) -> bool:
+    """Whether to divide by a number is to multiply by another, to the bit."""
     return abs(math.frexp(number)[0]) == 0.5 and abs(number) < 2.0**100
 
 
@@ -110,7 +109,7 @@ def _behind_views(node: Any) -> Any:
 
 def source(node: Node) -> Node:
     """What a node is a view, a cast, a copy or a multiple of, or differs from by a number; or else the node itself."""
-    while node.op == "call_function" and (node.target in SAME or is_cast(node) or getattr(node.target, "is_view", False)):
+    while node.op == "call_function" and (node.target in SAME or is_cast(node) or is_view(node)):
         given = [each for each in node.args if isinstance(each, Node) and not isinstance(each.meta.get("val"), NUMBERS)]
         if len(given) != 1:
             break

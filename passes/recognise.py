@@ -35,8 +35,9 @@ from .values import (
 
 # The refusal of what is after all no site, but a way to measure a rounding error (compensated sums): no pass touches it.
 ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
-# The refusal of what may round by a magic constant (see `linear_form`).
+# The refusal of a near miss.
 OWN_SURROGATE = "its value adds up its own surrogate: what rounding leaves of their difference may be what is wanted"
+# The refusal of what may round by a magic constant (see `linear_form`).
 NO_GRADIENT = "what cancels has no gradient to carry: a number that is added and taken off again may round on purpose"
 
 # operator -> the arguments of which one is enough, being zero, for the result to be zero, if the others are finite: in the

@@ -110,13 +110,25 @@ def _is_still(node: Node) -> bool:
     return "dropout_p" in names and bool(given.get("dropout_p", 0.0) == 0.0)
 
 
+@functools.cache
+def _name(target: Any) -> str:
+    """An operator's name, without namespace and overload; "" of what is none."""
+    return target._schema.name.split("::")[1] if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node views its first input: by itself, or as one of several views (`getitem` of a split)."""
+    target = arg(node).target if node.target is operator.getitem else node.target
+    return isinstance(target, torch._ops.OpOverload) and target.is_view
+
+
 def is_made(node: Node) -> bool:
     """Whether a tensor is made of nothing, or of another's shape: `full`, `rand`, `zeros_like`, a literal of the user's code."""
     if node.op == "get_attr":
         return _is_literal(node)
     if not isinstance(node.target, torch._ops.OpOverload) or tensor(node) is None:
         return False
-    name = node.target._schema.name.split("::")[1]
+    name = _name(node.target)
     sizes = (each.meta.get("val") for each in node.all_input_nodes)
     return name.endswith("_like") or name.startswith("new_") or all(isinstance(each, NUMBERS) for each in sizes)
 
@@ -128,7 +140,7 @@ def is_collective(node: Node) -> bool:
 
 
 def is_matmul(node: Node) -> bool:
-    name = node.target._schema.name.split("::")[1] if isinstance(node.target, torch._ops.OpOverload) else ""
+    name = _name(node.target)
     return name in MATMULS or name.startswith(("_scaled_dot_product", "_flash_attention", "_efficient_attention"))
 
 

@@ -66,8 +66,7 @@ def run(
         leaves = torch.utils._pytree.tree_leaves(called(*args))
         values = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         forward = torch.get_rng_state()
-        results = [value for value in values if value.requires_grad and train]
-        if results:
+        if results := [value for value in values if value.requires_grad and train]:
             torch.autograd.backward(results, [_tangent(value) for value in results])
     module = isinstance(fn, nn.Module)
     seen = {

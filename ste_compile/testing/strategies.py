@@ -233,14 +233,14 @@ class Builder:
 
     def magic(self) -> str:
         """A number to round by: a buffer, or an argument."""
-        expression = "torch.tensor(12582912.0)"
+        expression, number = "torch.tensor(12582912.0)", torch.tensor(12582912.0)
         if self.draw(2):
             name = f"x{len(self.arguments)}"
-            self.arguments[name], self.scope[name] = expression, torch.tensor(12582912.0)
+            self.arguments[name], self.scope[name] = expression, number
             return name
         name = f"magic{len(self.modules)}"
         self.modules[name] = f"nn.Buffer({expression})"
-        setattr(self.scope["self"], name, torch.tensor(12582912.0))
+        setattr(self.scope["self"], name, number)
         return f"self.{name}"
 
     def site(self) -> None:
