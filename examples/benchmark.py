@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_contestants import CONTESTANTS, LEVELS, TIMES, Contestant, Key, cache, check, cold, contestants_of, counted, race
+from benchmark_contestants import CONTESTANTS, TIMES, Contestant, Key, cache, check, cold, contestants_of, race
 from benchmark_results import SEEDED, Row, draw, goals, grouped, table
+from compare import LEVELS, counted
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from workloads import WORK, Size
@@ -73,7 +74,7 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -
             shutil.copytree(folder / str(i), folder / "all", dirs_exist_ok=True)  # to compile the same again without C++
             progress.advance(task)
         stack.enter_context(cache(folder / "all"))
-        torch._dynamo.reset()
+        torch.compiler.reset()
         contestants = contestants_of(key, size, names)
         for contestant in contestants:
             progress.update(task, description=f"{label}: compile {contestant.name}")
@@ -91,7 +92,7 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -
         rows = {contestant.name: row(key, contestant, by_name) for contestant in contestants}
         for name in names[2:]:
             progress.update(task, description=f"{label}: count kernels of {name}")
-            ours, plain = counted(by_name[name], name if name in LEVELS else "exact")
+            ours, plain = counted(by_name[name], by_name[name].inputs, name if name in LEVELS else "exact")
             rows[name] |= ours if name in LEVELS else plain
             if name == "exact":
                 rows["stock"] |= plain

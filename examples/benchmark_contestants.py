@@ -1,4 +1,4 @@
-"""The contestants of `benchmark.py` and of `compare.py`: ways to run one model, and what is measured of each."""
+"""The contestants of `benchmark.py`: ways to run one model, and what is measured of each."""
 
 from __future__ import annotations
 
@@ -10,68 +10,34 @@ import math
 import os
 import tempfile
 import time
-import types
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_results import Row
+from compare import LEVELS, compiled, own_forward, saved_bytes
 from estimators import by_hand
 from torch import Tensor, nn
 from workloads import WORK, Size
 
-import ste_compile
-
-LEVELS = ("exact", "finite", "algebraic")
 CONTESTANTS = ("eager", "stock", "autograd.Function", *LEVELS, "host alone")
 TIMES = ("step", "forward", "backward", "inference")
 BURST = 10.0  # milliseconds of inferences in a row, at least one
 Key = tuple[str, str, int]  # work, kind, seeds
 
 
-def own_forward(model: nn.Module) -> None:
-    """Give a model a code object of its own. Dynamo keeps the compiled versions of one code object in one list: contestants that
-    shared it would check each other's guards, and run into the recompile limit."""
-    forward = type(model).forward
-    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
-    model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
-
-
-def compiled(name: str, model: Callable[..., Any], draws: bool, generate: bool = True) -> Callable[..., Any]:
-    """A model or function as that contestant runs it; without `generate` in eager's kernels, which compiles at once."""
-    if name == "eager":
-        return model
-    # No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
-    # Not where nothing is drawn: told so, torch takes attention for random, and keeps one that nothing reads (2.13).
-    options = {"fx_graph_cache": False, "fallback_random": draws} if generate else {}
-    if name in LEVELS:
-        return torch.compile(model, backend="ste" if generate else "ste_aot_eager", options={"numerics": name, **options})
-    return torch.compile(model, options=options) if generate else torch.compile(model, backend="aot_eager")
-
-
 class Contestant:
-    """One way to run one model, with weights and compiled code of its own. Its inputs may be replaced by some of that shape."""
+    """One way to run one model, with weights and compiled code of its own."""
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        inputs: tuple[Tensor, ...],
-        autocast: bool = False,
-        draws: bool = False,
-        generate: bool = True,
-    ) -> None:
-        self.name, self.inputs, self.device = name, inputs, inputs[0].device
-        self.autocast, self.draws, self.generate = autocast, draws, generate
+    def __init__(self, name: str, model: nn.Module, inputs: tuple[Tensor, ...], autocast: bool, draws: bool) -> None:
+        self.name, self.inputs, self.device, self.autocast = name, inputs, inputs[0].device, autocast
         self.model = copy.deepcopy(model)
         if name == "autograd.Function":
             by_hand(self.model)
         if name == "host alone":
             self.model.seeds = nn.ModuleList()
         own_forward(self.model)
-        self.compiled = compiled(name, self.model, draws, generate)
+        self.compiled = compiled(name, self.model, draws=draws)
         given = {f"input {i}": tensor for i, tensor in enumerate(inputs) if tensor.requires_grad}
         self.leaves: dict[str, Tensor] = {**dict(self.model.named_parameters()), **given}
         self.ones: Tensor | None = None  # the gradient that a backward begins with
@@ -171,19 +137,7 @@ def milliseconds(start: Any, end: Any) -> float:
 
 def saved_by(contestant: Contestant) -> int:
     """Bytes that a forward keeps for the backward, parameters and inputs aside."""
-    packed: list[weakref.ref[Tensor]] = []  # each goes with its node: what is computed only to be detached is not kept
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept = tensor.detach()  # an operator's own result would hold the node that holds it
-        packed.append(weakref.ref(kept))
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = contestant.forward()
-    storages = [kept.untyped_storage() for kept in (ref() for ref in packed) if kept is not None]
-    del result  # and its graph with it
-    known = {t.untyped_storage().data_ptr() for t in (*contestant.model.parameters(), *contestant.inputs)}
-    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}.values())
+    return saved_bytes(contestant.forward, (*contestant.model.parameters(), *contestant.inputs))
 
 
 def peak_of(run: Callable[[], Any], device: torch.device) -> int:
@@ -256,18 +210,3 @@ def check(contestants: dict[str, Contestant]) -> None:
             raise AssertionError(f"{name}: gradients are {far:.2e} from eager's, stock's allow {allowed:.2e}")
         if abs(contestant.loss - eager.loss) > 1.5 * abs(stock.loss - eager.loss) + 1e-3:
             raise AssertionError(f"{name}: the loss is {contestant.loss}, eager's {eager.loss}, stock's {stock.loss}")
-
-
-def counted(contestant: Contestant, numerics: ste_compile.Numerics) -> tuple[Row, Row]:
-    """Kernels and bytes, forward, backward and inference apart: with the passes, and as stock compiles the same model.
-    (Nothing is reported of a graph that computes nothing, as the backward of a copy.)"""
-    ours: Row = {f"{figure} {part}": 0 for part in ("forward", "backward", "inference") for figure in ("kernels", "bytes")}
-    stock = ours.copy()
-    for training in (True, False):
-        with contestant.mode(training):
-            report = ste_compile.explain(contestant.model, *contestant.inputs, numerics=numerics)
-        for part in itertools.chain.from_iterable(graph.parts for graph in report.graphs):
-            for row, figures in ((ours, part.ours), (stock, part.stock)):
-                row[f"kernels {part.kind}"] += figures.kernels or 0
-                row[f"bytes {part.kind}"] += (figures.bytes_read or 0) + (figures.bytes_written or 0)
-    return ours, stock

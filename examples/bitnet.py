@@ -18,7 +18,6 @@ import compare
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark_contestants import Contestant
 from torch import Tensor, nn
 
 WIDTH = 256
@@ -67,46 +66,51 @@ def quantized(model: Mlp) -> list[Tensor]:
     return [ternary(layer.weight) for layer in model.layers[1::2]]
 
 
-def values_of(contestant: Contestant, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def values_of(contestant: compare.Contestant, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """The different values of each of a model's, the most frequent first, and how often they occur."""
-    counted = (each.unique(return_counts=True) for each in compare.probe(contestant, quantized, model))
+    counted = (each.unique(return_counts=True) for each in contestant.run(quantized, model))
     return [(values[order], counts[order]) for values, counts in counted for order in [counts.argsort(descending=True)]]
 
 
-def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
+def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     found = values_of(contestant, contestant.model)
     beside = sum(counts[3:].sum().item() for _, counts in found) / sum(counts.sum().item() for _, counts in found)
     row = torch.linspace(-1, 1, 2**12, device=contestant.device).bfloat16()[None]
-    levels = compare.probe(contestant, eight_bits, row).unique()
-    right = compare.accuracy(contestant, tests)
+    levels = contestant.run(eight_bits, row).unique()
+    right = contestant.accuracy(tests)
     return dict(zip(COLUMNS, (right, max(len(values) for values, _ in found), beside, len(levels))))
 
 
-def draw(results: list[compare.Result], path: Path) -> None:
+def draw(contestants: list[compare.Contestant], path: Path) -> None:
     """How often the weights take each value around s, in the layer where eager strays most: eager's weights, for all."""
-    figure, axes = plt.subplots(len(results), 1, sharex=True, sharey=True, figsize=(7, 7), layout="constrained")
-    eager = results[0].contestant
+    figure, axes = plt.subplots(len(contestants), 1, sharex=True, sharey=True, figsize=(7, 7), layout="constrained")
+    eager = contestants[0]
     beside = [counts[3:].sum() / counts.sum() for _, counts in values_of(eager, eager.model)]
-    for result, axis in zip(results, axes):
-        values, counts = values_of(result.contestant, eager.model)[max(range(3), key=beside.__getitem__)]
+    for each, axis in zip(contestants, axes):
+        values, counts = values_of(each, eager.model)[max(range(3), key=beside.__getitem__)]
         s = values[:3].max()
         near = (values / s - 1).abs() < 0.03
-        axis.vlines((values[near] / s).tolist(), 0.5, counts[near].tolist(), color=compare.COLORS[result.name], linewidth=3)
-        axis.set(yscale="log", ylabel=result.name)
+        axis.vlines((values[near] / s).tolist(), 0.5, counts[near].tolist(), color=compare.COLORS[each.name], linewidth=3)
+        axis.set(yscale="log", ylabel=each.name)
     axes[0].set_title("weights given to the product: how many have each value near s")
     axes[-1].set_xlabel("value / s")
-    compare.save(figure, path)
+    figure.savefig(path)
 
 
-def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
-    chosen = compare.arguments(__doc__, given, epochs=8)
+def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Contestant]:
+    chosen = compare.arguments(__doc__, given)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, 8)
-    results = compare.compare(Mlp(width).bfloat16(), (batches, tests), measure, chosen.epochs, generate=generate)
-    compare.show("BitNet b1.58", results, COLUMNS, len(batches), NOTE)
+    contestants = compare.contestants(Mlp(width).bfloat16(), batches[0], rate=2e-3, generate=generate)
+    for contestant, batch in compare.in_turn(contestants, batches, chosen.epochs):
+        contestant.step(*batch)
+        contestant.infer(*batch)
+    for contestant in contestants:
+        contestant.measured = measure(contestant, tests)
+    compare.show("BitNet b1.58", contestants, COLUMNS, len(batches), NOTE)
     if chosen.plot:
-        draw(results, chosen.plot)
-    return results
+        draw(contestants, chosen.plot)
+    return contestants
 
 
 if __name__ == "__main__":

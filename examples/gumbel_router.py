@@ -17,7 +17,6 @@ import compare
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark_contestants import Contestant
 from torch import Tensor, nn
 
 EXPERTS, WIDTH = 4, 128
@@ -64,19 +63,19 @@ class Network(nn.Module):
         return F.cross_entropy(logits, labels) if self.training else (logits, torch.stack([first, second]))
 
 
-def gates(contestant: Contestant, tests: list[compare.Batch]) -> Tensor:
+def gates(contestant: compare.Contestant, tests: list[compare.Batch]) -> Tensor:
     """Of both layers, for the test images."""
-    return torch.cat([compare.infer(contestant, batch)[1] for batch in tests], dim=1)
+    return torch.cat([contestant.result(*batch)[1] for batch in tests], dim=1)
 
 
-def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
+def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     chosen, experts = gates(contestant, tests).max(-1)
-    right = compare.accuracy(contestant, tests, lambda result: result[0])
+    right = contestant.accuracy(tests, lambda result: result[0])
     first, second = (chosen != 1).float().mean(1).tolist()
     return dict(zip(COLUMNS, (right, len(experts.unique()), first, second, (chosen - 1).abs().max().item())))
 
 
-def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) -> None:
+def draw(contestants: list[compare.Contestant], tests: list[compare.Batch], path: Path) -> None:
     """Left: what eager makes of a chosen expert's gate, whatever its probability. Right: how many gates are not 1."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     p = torch.rand(2000, generator=torch.Generator().manual_seed(0))
@@ -86,23 +85,28 @@ def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) 
     left.set(ylim=(-1.5, 1), yticks=(-1, 0))
     left.legend(frameon=False)
     for layer, column, color in ((-1, "gates\nnot 1", "#c8384c"), (1, "of gumbel\n_softmax", "#00798c")):
-        at = [i + 0.2 * layer for i in range(len(results))]
-        bars = right.bar(at, [100 * result.measured[column] for result in results], width=0.38, color=color)
-        right.bar_label(bars, [f"{result.measured[column]:.0%}" for result in results], fontsize=8)
-    right.set_xticks(range(len(results)), [result.name for result in results])
+        at = [i + 0.2 * layer for i in range(len(contestants))]
+        bars = right.bar(at, [100 * each.measured[column] for each in contestants], width=0.38, color=color)
+        right.bar_label(bars, [f"{each.measured[column]:.0%}" for each in contestants], fontsize=8)
+    right.set_xticks(range(len(contestants)), [each.name for each in contestants])
     right.set(ylabel="% of test images", title="chosen gates that are not 1")
-    compare.save(figure, path)
+    figure.savefig(path)
 
 
-def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
-    chosen = compare.arguments(__doc__, given, epochs=8)
+def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Contestant]:
+    chosen = compare.arguments(__doc__, given)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, 8)
-    results = compare.compare(Network(width), (batches, tests), measure, chosen.epochs, draws=True, generate=generate)
-    compare.show("Gumbel router", results, COLUMNS, len(batches), NOTE)
+    contestants = compare.contestants(Network(width), batches[0], rate=2e-3, generate=generate)
+    for contestant, batch in compare.in_turn(contestants, batches, chosen.epochs):
+        contestant.step(*batch)
+        contestant.infer(*batch)
+    for contestant in contestants:
+        contestant.measured = measure(contestant, tests)
+    compare.show("Gumbel router", contestants, COLUMNS, len(batches), NOTE)
     if chosen.plot:
-        draw(results, tests, chosen.plot)
-    return results
+        draw(contestants, tests, chosen.plot)
+    return contestants
 
 
 if __name__ == "__main__":

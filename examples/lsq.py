@@ -19,7 +19,6 @@ import compare
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark_contestants import Contestant
 from torch import Tensor, nn
 
 WIDTH = 256
@@ -76,48 +75,48 @@ def quantized(model: Mlp) -> list[Tensor]:
     return [layer.weights(layer.weight) for layer in model.layers[1:-1]]
 
 
-def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
-    weights = compare.probe(contestant, quantized, contestant.model)
+def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
+    weights = contestant.run(quantized, contestant.model)
     steps = [layer.weights.step for layer in contestant.model.layers[1:-1]]
     off = torch.cat([(each - (each / step).round() * step).flatten() for each, step in zip(weights, steps)]).abs()
     levels = max(len(each.unique()) for each in weights)
-    right = compare.accuracy(contestant, tests)
+    right = contestant.accuracy(tests)
     return dict(zip(COLUMNS, (right, levels, (off != 0).float().mean().item(), off.max().item())))
 
 
-def draw(results: list[compare.Result], path: Path) -> None:
+def draw(contestants: list[compare.Contestant], path: Path) -> None:
     """Left: the losses, apart as stock's is from eager's. Right: a 3-bit layer's weights, and where its product is given them."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for result, width in zip(results, (7, 5, 3.5, 2, 1)):  # so that lines above each other stay visible
-        left.plot(result.losses, color=compare.COLORS[result.name], linewidth=width, label=result.name)
+    for each, width in zip(contestants, (7, 5, 3.5, 2, 1)):  # so that lines above each other stay visible
+        left.plot(each.losses, color=compare.COLORS[each.name], linewidth=width, label=each.name)
     left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
     left.legend(frameon=False)
-    contestant = results[-1].contestant
-    layer = contestant.model.layers[1]
-    given, counts = compare.probe(contestant, quantized, contestant.model)[0].unique(return_counts=True)
+    algebraic = contestants[-1]
+    layer = algebraic.model.layers[1]
+    given, counts = algebraic.run(quantized, algebraic.model)[0].unique(return_counts=True)
     shown, heights = given.tolist(), counts.tolist()
     right.hist(layer.weight.detach().flatten().tolist(), bins=120, color="#c9d6df", label="weights, in float32")
     right.vlines(shown, 0, heights, color=compare.COLORS["algebraic"], linewidth=2.5, label="as the product is given them")
-    right.set(
-        xlabel="value",
-        ylabel="how many",
-        yscale="log",
-        ylim=(0.6, 1e6),
-        title=f"a 3-bit layer, step {layer.weights.step.item():.4f}",
-    )
+    right.set(xlabel="value", ylabel="how many", title=f"a 3-bit layer, step {layer.weights.step.item():.4f}")
+    right.set(yscale="log", ylim=(0.6, 1e6))
     right.legend(frameon=False, loc="upper right")
-    compare.save(figure, path)
+    figure.savefig(path)
 
 
-def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
-    chosen = compare.arguments(__doc__, given, epochs=8)
+def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Contestant]:
+    chosen = compare.arguments(__doc__, given)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, 8)
-    results = compare.compare(Mlp(width), (batches, tests), measure, chosen.epochs, generate=generate)
-    compare.show("LSQ", results, COLUMNS, len(batches), NOTE)
+    contestants = compare.contestants(Mlp(width), batches[0], rate=2e-3, generate=generate)
+    for contestant, batch in compare.in_turn(contestants, batches, chosen.epochs):
+        contestant.step(*batch)
+        contestant.infer(*batch)
+    for contestant in contestants:
+        contestant.measured = measure(contestant, tests)
+    compare.show("LSQ", contestants, COLUMNS, len(batches), NOTE)
     if chosen.plot:
-        draw(results, chosen.plot)
-    return results
+        draw(contestants, chosen.plot)
+    return contestants
 
 
 if __name__ == "__main__":

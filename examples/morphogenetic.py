@@ -14,12 +14,12 @@ import copy
 import os
 import statistics
 import time
-import types
 from collections.abc import Callable
 
 # A graph from the cache ran no pass, and then there would be no sites to count.
 os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 
+import compare
 import rich.box
 import torch
 import torch.nn.functional as F
@@ -82,14 +82,6 @@ class Host(nn.Module):
         return self.head(F.avg_pool2d(h, 4).flatten(1))
 
 
-def own_forward(model: nn.Module) -> None:
-    """Give a model a code object of its own. Dynamo keeps the compiled versions of one code object in one list: contestants that
-    shared it would check each other's guards, and run into the recompile limit."""
-    forward = type(model).forward
-    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
-    model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
-
-
 class Contestant:
     """One way to run one model: its own weights, optimiser and compiled code, from a common start."""
 
@@ -98,7 +90,7 @@ class Contestant:
         self.model = copy.deepcopy(model)
         if name == "host alone":
             self.model.seeds = nn.ModuleList()
-        own_forward(self.model)
+        compare.own_forward(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3)
         self.device = device
         self.losses: list[float] = []
@@ -134,24 +126,15 @@ class Contestant:
 
     def first(self, images: Tensor, labels: Tensor) -> None:
         """Compile, and note what the first step saves, does to the sites, and gives as gradients."""
-        known = {p.untyped_storage().data_ptr() for p in (*self.model.parameters(), images, labels)}
-        saved: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with ste_compile.collect() as recorder, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with ste_compile.collect() as recorder:
             loss = self.loss(images, labels)
-        self.saved = sum(saved.values())
         actions = [site.action for site in recorder.sites()]
         self.sites = tuple(actions.count(action) for action in ("cancelled", "fused"))
         loss.backward()
         self.first_loss = loss.item()
         self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
         self.optimizer.zero_grad()
+        self.saved = compare.saved_bytes(lambda: self.loss(images, labels), (*self.model.parameters(), images, labels))
         self.infer(images)
         self.inferences.clear()
 
@@ -181,7 +164,7 @@ def run(seeds: int, rounds: int, device: torch.device, progress: Progress) -> li
     torch.manual_seed(0)
     model = Host(seeds).to(device, memory_format=torch.channels_last)
     images, labels, test_images, test_labels = digits(device)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     contestants = [Contestant(name, model, device) for name in CONTESTANTS]
     compiling = progress.add_task(f"{seeds} seed(s): compile", total=len(contestants))
     for contestant in contestants:
@@ -222,18 +205,8 @@ def table(seeds: int, contestants: list[Contestant]) -> Table:
     )
     result = Table(title=title, title_justify="left", caption=caption, box=rich.box.SIMPLE)
     for heading in (
-        "",
-        "accuracy",
-        "step ms",
-        "/stock",
-        "infer ms",
-        "/host",
-        "saved MiB",
-        "cancelled",
-        "fused",
-        "loss",
-        "gradients",
-    ):
+        "", "accuracy", "step ms", "/stock", "infer ms", "/host", "saved MiB", "cancelled", "fused", "loss", "gradients",
+    ):  # fmt: skip
         result.add_column(heading, justify="right" if heading else "left")
     for c in contestants:
         step, inference = statistics.median(c.steps), statistics.median(c.inferences)

@@ -17,7 +17,6 @@ import compare
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from benchmark_contestants import Contestant
 from torch import Tensor, nn
 
 CODES, SIZE, WIDTH, ROW = 64, 16, 32, 8
@@ -56,52 +55,57 @@ class VqVae(nn.Module):
         return F.mse_loss(result, images) + F.mse_loss(q, x.detach()) + 0.25 * F.mse_loss(x, q.detach())
 
 
-def astray(contestant: Contestant, tests: list[compare.Batch]) -> tuple[Tensor, Tensor]:
+def astray(contestant: compare.Contestant, tests: list[compare.Batch]) -> tuple[Tensor, Tensor]:
     """What the decoder is given less the rows it stands for, and their codes."""
-    _, given, codes = (torch.cat(each) for each in zip(*(compare.infer(contestant, batch) for batch in tests)))
+    _, given, codes = (torch.cat(each) for each in zip(*(contestant.result(*batch) for batch in tests)))
     rows = contestant.model.codebook.detach().to(given.dtype)[codes]
     return (given.double() - rows.double()).flatten(0, 2), codes.flatten()
 
 
-def measure(contestant: Contestant, tests: list[compare.Batch]) -> dict[str, float]:
+def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     off, codes = astray(contestant, tests)
     contestant.autocast = False
     off_in_float32, _ = astray(contestant, tests)
     contestant.autocast = True
-    loss = torch.stack([F.mse_loss(compare.infer(contestant, batch)[0].float(), batch[0]) for batch in tests]).mean()
+    loss = torch.stack([F.mse_loss(contestant.result(*batch)[0].float(), batch[0]) for batch in tests]).mean()
     shares = [(each != 0).double().mean().item() for each in (off, off_in_float32)]
     return dict(zip(COLUMNS, (loss.item(), len(codes.unique()), shares[0], off.abs().max().item(), shares[1])))
 
 
-def draw(results: list[compare.Result], tests: list[compare.Batch], path: Path) -> None:
+def draw(contestants: list[compare.Contestant], tests: list[compare.Batch], path: Path) -> None:
     """Left: how far each element is from its row's. Right: how many are not on it."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for result in (results[0], results[-1]):
-        off, codes = astray(result.contestant, tests)
-        rows = result.contestant.model.codebook.detach()[codes]
-        left.scatter(rows.flatten().tolist(), off.flatten().tolist(), s=4, color=compare.COLORS[result.name], label=result.name)
+    for each in (contestants[0], contestants[-1]):
+        off, codes = astray(each, tests)
+        rows = each.model.codebook.detach()[codes]
+        left.scatter(rows.flatten().tolist(), off.flatten().tolist(), s=4, color=compare.COLORS[each.name], label=each.name)
     left.set(xlabel="element of the codebook's row", ylabel="the decoder's input, less it", title="how far off the codebook")
     left.legend(frameon=False)
     for side, column, alpha in ((-1, "off the\ncodebook", 1), (1, "off in\nfloat32", 0.45)):
-        shares = [100 * result.measured[column] for result in results]
-        at = [i + 0.2 * side for i in range(len(results))]
-        bars = right.bar(at, shares, width=0.38, color=[compare.COLORS[result.name] for result in results], alpha=alpha)
+        shares = [100 * each.measured[column] for each in contestants]
+        at = [i + 0.2 * side for i in range(len(contestants))]
+        bars = right.bar(at, shares, width=0.38, color=[compare.COLORS[each.name] for each in contestants], alpha=alpha)
         right.bar_label(bars, [f"{share:.1f}" for share in shares], fontsize=8)
-    right.set_xticks(range(len(results)), [result.name for result in results])
+    right.set_xticks(range(len(contestants)), [each.name for each in contestants])
     right.set(ylabel="% of elements", title="elements off the codebook (light: in float32)")
-    compare.save(figure, path)
+    figure.savefig(path)
 
 
-def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Result]:
-    chosen = compare.arguments(__doc__, given, epochs=8)
+def main(given: Sequence[str] | None = None, width: int = WIDTH, generate: bool = True) -> list[compare.Contestant]:
+    chosen = compare.arguments(__doc__, given)
     torch.manual_seed(0)
     batches, tests = compare.digits(chosen.batch, SIZE)
     model = VqVae(width).start(batches[0][0].cpu())
-    results = compare.compare(model, (batches, tests), measure, chosen.epochs, autocast=True, rate=4e-3, generate=generate)
-    compare.show("VQ-VAE", results, COLUMNS, len(batches), NOTE)
+    contestants = compare.contestants(model, batches[0], rate=4e-3, autocast=True, generate=generate)
+    for contestant, batch in compare.in_turn(contestants, batches, chosen.epochs):
+        contestant.step(*batch)
+        contestant.infer(*batch)
+    for contestant in contestants:
+        contestant.measured = measure(contestant, tests)
+    compare.show("VQ-VAE", contestants, COLUMNS, len(batches), NOTE)
     if chosen.plot:
-        draw(results, tests, chosen.plot)
-    return results
+        draw(contestants, tests, chosen.plot)
+    return contestants
 
 
 if __name__ == "__main__":

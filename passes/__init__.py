@@ -1,33 +1,37 @@
 """The passes, in the order in which a graph meets them. FX graphs in, FX graphs out; nothing here knows Inductor.
 
 number_values   which nodes hold the same value
-linear_form     which atoms a value adds up, and behind which detach markers
-recognise       joint or inference graph -> sites
-cancel          joint, inference or partitioned forward: what the level permits
-keep, release   what a cancelled surrogate drew or mutated: read by the forward until it has been partitioned
+recognise       joint or inference graph -> sites: sums in which a term cancels (`linear_form`, by the table in `operators`), and
+                what their arithmetic is (`arithmetic`)
+cancel          joint or inference graph: what the level permits
+keep, release   what a cancelled surrogate drew or mutated (`effects`): read by the forward until it has been partitioned
 defer           partitioned backward: what moved there from the forward, in regions of its own
-tag, fuse       what is left: marked now, rewritten in the post-grad graph
+tag, fuse       what is left: marked now, rewritten in the post-grad graph to the operators of `ops`
 freed           for the report: what each site keeps in the forward
+
+What they share: `nodes` (questions to a node), `levels`, `outcomes` (sites, outcomes, reasons), `meta` (what they leave in a
+node's `meta`), and for rewrites `replace`, `new_nodes` and `memory` (who shares memory with whom). No module imports itself by
+way of others, and none imports anything of the package above.
 """
 
-from .cancel import LEVEL, cancel
-from .defer import CANCELLED, REGION, defer
+from .cancel import cancel
+from .defer import defer
 from .effects import release
 from .freed import freed, needed
 from .fuse import cast_chain, fuse, tag
-from .recognise import Outcome, Site, recognise
-from .replace import UNDONE, Refused, Rewrites, replace_with_value
+from .outcomes import Outcome, Reason, Refused, Site, Sum, Why
+from .recognise import recognise
+from .replace import Rewrites, replace_with_value
 from .values import number_values
 
 __all__ = [
-    "CANCELLED",
-    "LEVEL",
-    "REGION",
-    "UNDONE",
     "Outcome",
+    "Reason",
     "Refused",
     "Rewrites",
     "Site",
+    "Sum",
+    "Why",
     "cancel",
     "cast_chain",
     "defer",

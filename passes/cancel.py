@@ -18,14 +18,12 @@ from typing import Any
 
 from torch.fx import Graph
 
-from ..numerics import REMOVES, Numerics
-from .defer import CANCELLED
 from .effects import effects, keep
-from .recognise import Outcome, Site
-from .replace import Refused, Rewrites, replace_with_value
-from .values import aten
-
-LEVEL = "removing it needs numerics"  # how the reason begins that only the level keeps a site
+from .levels import LEVELS, Numerics
+from .meta import CANCELLED
+from .nodes import aten
+from .outcomes import Outcome, Reason, Refused, Site
+from .replace import Rewrites, replace_with_value
 
 
 def cancel(
@@ -48,11 +46,12 @@ def cancel(
         ['h_1', 's_1', 'relu', 'output']
     """
     sites = list(sites)
-    if sites and REMOVES[numerics]:
+    before = {}
+    if sites and LEVELS[numerics].removes:
         _drop_assertions(graph)
-    before = effects(graph, all_of_it=not deferred) if sites and REMOVES[numerics] else {}
+        before = effects(graph, all_of_it=not deferred)
     if before and not can_keep():
-        return [Outcome(site.root, "left", "this torch would lose what a surrogate does besides its value") for site in sites]
+        return [Outcome(site.root, "left", Reason.NO_EFFECTS.of()) for site in sites]
     rewrites = Rewrites(graph)
     outcomes = [_outcome(rewrites, site, numerics) for site in sites]
     graph.output_node().meta[CANCELLED] = any(outcome.action == "cancelled" for outcome in outcomes)
@@ -60,7 +59,7 @@ def cancel(
     dropped = _tried(failed, rewrites.finish) or ()
     _tried(failed, keep, graph, before)
     outcomes = [
-        replace(each, action="cancelled", reason="only another cancelled site used it") if each.result in dropped else each
+        replace(each, action="cancelled", why=Reason.WITH_ANOTHER.of()) if each.result in dropped else each
         for each in outcomes
     ]
     return [*outcomes[:-1], *(replace(each, error=each.error or next(iter(failed), None)) for each in outcomes[-1:])]
@@ -83,13 +82,13 @@ def _drop_assertions(graph: Graph) -> None:
 def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
     if site.refusal:
         return Outcome(site.root, "left", site.refusal)
-    if site.needs not in REMOVES[numerics]:
-        return Outcome(site.root, "left", f"{LEVEL}={site.needs!r}")
+    if site.needs not in LEVELS[numerics].removes:
+        return Outcome(site.root, "left", Reason.LEVEL.of(site.needs))
     try:
         result = replace_with_value(rewrites, site.root, site.value, site.negated)
-        return Outcome(result, "cancelled", f"permitted by numerics={numerics!r}")
+        return Outcome(result, "cancelled", Reason.PERMITTED.of(numerics))
     except Refused as refusal:
-        return Outcome(site.root, "left", str(refusal))
+        return Outcome(site.root, "left", refusal.why)
     except Exception as error:
         error.add_note(f"at the site {site.root.format_node()}")
-        return Outcome(site.root, "left", f"its rewrite failed: {error!r}", error=error)
+        return Outcome(site.root, "left", Reason.FAILED.of(error), error=error)

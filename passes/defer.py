@@ -6,15 +6,16 @@
                                                            %mul = aten.mul(%tangent, %view)
 
 Once a surrogate cancels, only the backward needs its forward, and the partitioner moves it there. Inductor then fuses it with
-whatever has its loops: a group norm's statistics with the gradients of the host, one channels-last and one not, in a kernel that
-takes longer than both (steps of up to 1.06 times stock's on the CPU, torch 2.13). Stock compiles that forward well. So the
-partitioner is asked once more, what stock would have saved of the surrogate, and what that is computed from is put into
-*regions*: nothing is fused across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other
-stay apart, and each runs just before its first reader, so that one surrogate's activations are freed before the next one's are
-made.
+whatever has loops of the same size: a group norm's statistics with the gradients of the host, one channels-last and one not, in
+a kernel that takes longer than both did (steps of up to 1.06 times stock's on the CPU, torch 2.13).
+
+Stock compiles that forward well, so it is compiled as in stock. The partitioner is asked once more, for what stock would have
+saved of the surrogate. What these tensors are computed from is put into *regions*, subgraphs of the backward: nothing is fused
+across a region's edge, and its layout is chosen for itself. Regions that do not depend on each other stay apart. Each runs just
+before its first reader, so that one surrogate's activations are freed before the next one's are made.
 
 A surrogate without a matrix product or convolution stays as the partitioner left it: all of it can be fused into the gradients
-that read it, which is better than to store and load.
+that read it, which costs less than to store and load.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .memory import storages
-from .replace import emit
-from .values import ancestors, arg, aten, fake, is_backward, is_matmul, is_pure, prims, tensor
+from .meta import REGION
+from .new_nodes import emit
+from .nodes import ancestors, arg, aten, fake, is_backward, is_matmul, is_pure, prims, tensor
 
-CANCELLED = "ste_compile_cancelled"  # the entry of a joint graph's `output.meta` that says a site in it was cancelled
-REGION = "ste_compile_region"  # the same for the graph of a region
 # (a module with what a joint graph gets, that graph, how many of its results are the forward's) -> the two modules
 Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
 
@@ -49,10 +49,11 @@ class _Part:
 def defer(
     forward: GraphModule, backward: GraphModule, partition: Partition, channels_last: Callable[[GraphModule], set[Node]]
 ) -> GraphModule:
-    """The backward with the forward that was deferred to it in regions; `backward` itself, where there is nothing to gain.
+    """The backward, with the forward that was deferred to it in regions; `backward` itself where there is nothing to gain.
 
-    `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out so, whatever their
-    fake values say: what a region returns is read with the strides that it will have. Neither module is changed.
+    `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out channels-last,
+    whatever their fake values say; the results of a region get these strides, because they are read with them. Neither module is
+    changed.
     """
     later = _after_tangents(backward.graph)
     moved = _moved(forward.graph, backward.graph, later)
@@ -86,12 +87,12 @@ def _after_tangents(graph: Graph) -> set[Node]:
 
 
 def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
-    """What is `moved` as the forward of a joint graph, with all that decides which of it is saved, and no more.
+    """A joint graph whose forward is what was `moved`: the partitioner decides on it which of these nodes are saved.
 
-    That is whatever does not depend on a tangent, and the first nodes that do: to a minimum cut these are the sink, whose edges
-    lead nowhere, and a heuristic asks of them only whether they can be fused with what they read. So all else that they read is
-    one tangent here, and what is computed from them is left out: most of a backward. Left out too is an input that gradients
-    alone read: it is a path of its own, cut where it begins.
+    It holds no more than decides that. In it is whatever does not depend on a tangent, and the first nodes that do. To a minimum
+    cut these are the sink, whose edges lead nowhere; the partitioner's heuristics ask of them only whether they can be fused with
+    what they read. So whatever else they read is one and the same tangent here. What is computed from them, which is most of a
+    backward, is left out. So is an input that only gradients read: it would be saved in any case.
     """
     graph = Graph()
     tangent = graph.placeholder("tangents_1")
@@ -117,7 +118,8 @@ def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
 
 
 def _parts(graph: Graph, saved: set[Node]) -> list[_Part]:
-    """What is saved, and all it is computed from, in parts that do not depend on each other. Arithmetic on sizes is in none."""
+    """What is saved and all that it is computed from, in parts that do not depend on each other. Arithmetic on symbolic sizes is
+    in none of them."""
     origins = {origin for origin in map(_origin, saved) if origin.op != "placeholder"}
     needed = ancestors(graph, origins)
     nodes = [node for node in graph.nodes if node in needed and node.op != "placeholder" and not _is_size(node)]
@@ -143,8 +145,9 @@ def _parts(graph: Graph, saved: set[Node]) -> list[_Part]:
 
 
 def _origin(node: Node) -> Node:
-    """The node behind a view, which the rest can take by itself. A region must return no memory twice, and none of its inputs:
-    Inductor takes the results of a subgraph for buffers of their own, and reuses one while another is still read."""
+    """The node that a saved view looks into: the region returns that node, and the view is taken outside. A region must not
+    return one memory twice, nor that of an input: Inductor takes a subgraph's results for buffers of their own, and would reuse
+    one while another is still read."""
     origin: Node = node
     while base := next((used for used in node.all_input_nodes if not storages(used).isdisjoint(storages(node))), None):
         node = base
@@ -161,7 +164,7 @@ def _is_worth_it(part: _Part) -> bool:
 
 
 def _region(backward: GraphModule, part: _Part, channels_last: Callable[[GraphModule], set[Node]]) -> GraphModule | None:
-    """A graph of its own for a part. None where the strides that a result will have cannot be written down: they are symbolic."""
+    """A module of its own for a part. None where a result will have symbolic strides, which cannot be forced."""
     graph = Graph()
     copied: dict[Node, Node] = {}
     for node in part.inputs:
@@ -169,7 +172,7 @@ def _region(backward: GraphModule, part: _Part, channels_last: Callable[[GraphMo
         copied[node].meta = dict(node.meta)
     for node in part.nodes:
         copied[node] = graph.node_copy(node, copied.__getitem__)
-        if node.target is aten.view.default:  # as Inductor does where it may change a layout: a view would not find its strides
+        if node.target is aten.view.default:  # a changed layout may admit no view; Inductor does the same where it changes one
             copied[node].target = aten.reshape.default
     output = graph.output(tuple(copied[node] for node in part.outputs))
     output.meta[REGION] = True
@@ -188,7 +191,7 @@ def _region(backward: GraphModule, part: _Part, channels_last: Callable[[GraphMo
 
 
 def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: list[_Part]) -> GraphModule:
-    """The backward, with each region ahead of its first reader, and so what is saved but in none."""
+    """The backward, with each region just ahead of its first reader. So is what is saved and in no region."""
     graph = Graph()
     made = {node: graph.node_copy(node) for node in backward.graph.find_nodes(op="placeholder")}
     part_of = {node: part for part in parts for node in part.outputs}
@@ -221,7 +224,7 @@ def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: li
             made[output] = graph.call_function(operator.getitem, (node, index))
             made[output].meta = dict(result.meta)
 
-    # The rest in its order; what stands ahead of all gradients, when the first reader that it still has comes.
+    # Gradients keep their order. A pure node that stands ahead of all of them moves down to its first reader.
     order = {node: index for index, node in enumerate(backward.graph.nodes)}
     first = min((order[node] for node in later if node.op != "placeholder"), default=len(order))
     turn: dict[Node, int] = {}

@@ -5,11 +5,11 @@
     %add = aten.add(%host, aten.sub(%mul, %alias))      %after = ste_compile.after(%host, [%rand])
     return %add                                         return %after
 
-With the site cancelled only the backward reads `%mul`, and the partitioner moves a random operator to the backward like any
-other: there it draws after whatever the host draws, so that neither gets the numbers it had. In inference Inductor drops it
-altogether. A buffer that the forward updates would be read in the backward, when it holds another value. `after` is an operator
-between a result and the graph's end that reads what must have run; `release` takes it out of the partitioned graphs, where
-something else, most often what is saved for the backward, has the same effect by then.
+With the site cancelled, only the backward reads `%mul`. The partitioner moves a random operator to the backward like any other.
+There it draws after whatever the host draws, so that neither gets the numbers it had; in inference Inductor drops it altogether.
+A buffer that the forward updates would be read in the backward, when it holds another value. So `keep` puts the operator `after`
+between one result and the end of the graph: it returns that result and reads what must have run. `release` takes it out of the
+partitioned graphs again, where by then something else reads the same nodes, most often what is saved for the backward.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from .memory import storages
-from .replace import emit
-from .values import COPIES, ancestors, arg, is_backward, is_pure, tensor, writes
-
-ops = torch.ops.ste_compile
-TURN = "ste_compile_turn"  # the entry of `node.meta` that says in which order what is random or mutates must run
+from .meta import TURN
+from .new_nodes import emit
+from .nodes import ancestors, arg, is_backward, is_copy, is_pure, tensor, writes
+from .ops import ops
 
 
 def effects(graph: Graph, *, all_of_it: bool = False) -> dict[Node, None]:
-    """The nodes whose place matters among those the forward's results are computed from, in graph order; or all those."""
+    """The nodes that the forward's results are computed from and that must stay where they are: they are random, they mutate, or
+    they read what is then mutated. In graph order. With `all_of_it`, every node that the results are computed from."""
     readers = _readers_of_mutated(graph)
     needed = ancestors(graph, (value for _, value in _ends(graph)))
     return {
@@ -42,13 +42,13 @@ def effects(graph: Graph, *, all_of_it: bool = False) -> dict[Node, None]:
 
 
 def keep(graph: Graph, before: dict[Node, None]) -> None:
-    """Let the forward read, ahead of a result, those of `before` that it no longer reads by itself."""
+    """Let one result of the forward wait for those nodes of `before` (see `effects`) that the forward no longer reads itself."""
     if not before:
         return
-    # A site itself may read an input that is then mutated: it went.
+    # A node of `before` may be gone from the graph: a cancelled site that read an input which is then mutated.
     missing = (before.keys() - effects(graph, all_of_it=True).keys()) & set(graph.nodes)
     readers = _readers_of_mutated(graph)
-    # A pure node that only others of them read is there with those.
+    # Skip a pure node that only other missing nodes read: to hold those is to hold it.
     ends = [n for n in before if n in missing and (n in readers or not is_pure(n) or not missing.issuperset(n.users))]
     lost = [item for node in ends if (item := _tensor_of(graph, node))]
     for node in readers.intersection(lost):  # else the partitioner recomputes it where it is cheap
@@ -62,7 +62,7 @@ def keep(graph: Graph, before: dict[Node, None]) -> None:
 
 
 def release(graph: Graph) -> None:
-    """Take the `after` out of a graph about to be compiled, but for the nodes that would be dead without it."""
+    """Take `after` out of a graph about to be compiled, except where a node would be dead without it."""
     for node in graph.find_nodes(op="call_function", target=ops.after.default):
         value, lost = node.args
         node.update_arg(1, [each for each in lost if len(each.users) == 1])
@@ -79,21 +79,22 @@ def _ends(graph: Graph) -> Iterator[tuple[Node, Any]]:
 
 
 def _unshared(graph: Graph) -> tuple[Node, Node]:
-    """A result that shares no memory with another or with an input, which a copy of it would not; the first, if all do."""
+    """A result that shares its memory with no input and no other result, and who reads it. `after` copies it, and a copy would
+    share nothing. The first result where all of them share."""
     ends = [*_ends(graph)]
     held = Counter(s for node in (*graph.find_nodes(op="placeholder"), *(value for _, value in ends)) for s in storages(node))
     return next((end for end in ends if all(held[s] == 1 for s in storages(end[1]))), ends[0])
 
 
 def _readers_of_mutated(graph: Graph) -> set[Node]:
-    """What is first computed from an input that the graph goes on to write to, seen through the input's views, and through
-    copies too: Inductor takes those out that look like no-ops."""
+    """The nodes that read an input which the graph later writes to. A view of the input counts as the input. So does a copy:
+    Inductor removes copies that look like no-ops."""
     readers: set[Node] = set()
     stack = [arg(node) for node in writes(graph)]
     while stack:
         memory = storages(node := stack.pop())
         views = {user for user in node.users if not memory.isdisjoint(storages(user))}
-        stack += views | {user for user in node.users if user.target in COPIES}
+        stack += views | {user for user in node.users if is_copy(user)}
         readers |= node.users.keys() - views
     return readers
 

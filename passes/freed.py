@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 
 from torch.fx import Graph, Node
 
-from .recognise import Site
-from .values import ancestors, is_backward, is_pure
+from .nodes import ancestors, is_backward, is_pure
+from .outcomes import Site, Sum
 
 
 def needed(graph: Graph, outputs: Collection[Node]) -> set[Node]:
@@ -50,6 +50,8 @@ def freed(graph: Graph, sites: Sequence[Site], cancelled: Collection[int], outpu
         if isinstance(site.value, Node):
             replaced[site.root] = site.value
             held[site.value] += held[site.root]
+        elif isinstance(site.value, Sum):  # one reader more, which `cancel` makes
+            held.update(site.value.nodes())
         held[site.root] = 0
         _release(site.root, index, held, replaced, owner)
     return owner

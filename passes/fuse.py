@@ -4,13 +4,14 @@
     %sub = aten.sub(%bf16, %bf16)                  ->   %add = ste_compile.straight_through(%host, %seed,
     %add = aten.add(%host, %sub)                                                             "v + (s - s)", bfloat16)
 
-Inductor computes 16-bit arithmetic in fp32 and rounds when it stores, so `x + (q - x)` loses a rounding and an fp16 cast its
-overflow. `tag` runs where the markers still are (joint or inference graph); `fuse` where the graph has been partitioned,
-because a custom operator is opaque to the min-cut partitioner, which would then save more. The tag travels in `node.meta`.
+Inductor computes 16-bit arithmetic in fp32 and rounds when it stores: `x + (q - x)` loses a rounding, and a cast to fp16 its
+overflow. Two steps mend that. `tag` runs where the detach markers still are, in the joint or inference graph. `fuse` runs after
+the graph has been partitioned: a custom operator is opaque to the min-cut partitioner, which would save more for it. The tag
+travels from one to the other in `node.meta`.
 
-A site in none of the operator's three orders keeps its nodes, each followed by `ste_compile.rounded`, which rounds and is then
-fused away like any other pointwise operator. On a GPU the compiler of a kernel may make one instruction of a product and a sum,
-which rounds once, in any dtype: there `rounded` stands behind every product that a site reads.
+A site in none of the operator's three orders keeps its nodes. Each gets a `ste_compile.rounded` behind it, which rounds, and
+which Inductor fuses like any other pointwise operator. On a GPU the compiler of a kernel may make one instruction of a product
+and a sum, in any dtype, which rounds only once: there `rounded` stands behind every product that a site reads.
 """
 
 from __future__ import annotations
@@ -22,26 +23,32 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .linear_form import is_number
-from .recognise import ERROR_IS_USED, OWN_SURROGATE, Outcome, Site, match_order
-from .replace import TAG, Mismatch, check_same, drop_unused, emit, same_strides
-from .values import COPIES, MARKERS, arg, aten, fake, is_cast, is_view, number_values, prims, tensor
+from .arithmetic import match_order
+from .meta import TAG
+from .new_nodes import emit
+from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_view, layers, prims, tensor
+from .operators import is_number
+from .ops import ops
+from .outcomes import Mismatch, Outcome, Reason, Site, Why
+from .replace import check_same, drop_unused, same_strides
+from .values import number_values
 
-ops = torch.ops.ste_compile
 ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
 # Real dtypes Inductor computes in its own kernels; complex falls back to eager's, which round by themselves.
 FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
+FUSED = (Reason.ONE_OPERATOR, Reason.EACH_ROUNDED)
 # The shape of an expression: (operator, shapes of its node arguments), or None for a leaf.
 Shape = tuple[Any, list[Any]] | None
 
 
 def tag(site: Site, key: Any = None) -> None:
-    """Mark the root of a site for `fuse`, with what later passes could lose: the shape of its arithmetic, and the casts of its
-    surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.15). `key` comes back in the outcome.
+    """Mark the root of a site for `fuse`, and note what later passes could lose: the shape of its arithmetic, and the casts of
+    its surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.15). `key` comes back in the outcome.
 
-    Not where the site's rounding error is used: what reads it may have the operands unrounded, from Inductor's registers."""
-    if site.refusal in (ERROR_IS_USED, OWN_SURROGATE):
+    A site whose rounding error is used is not marked: whatever measures the error may read the operands unrounded, from
+    Inductor's registers, and must read the same as the site."""
+    if site.refusal and site.refusal.reason in (Reason.ERROR_IS_USED, Reason.OWN_SURROGATE):
         return
     casts = cast_chain(site.surrogates[0])[1] if site.surrogates else []
     site.root.meta[TAG] = {"shape": _shape(site.root, set(site.tree), {}), "casts": casts, "key": key}
@@ -68,21 +75,22 @@ def fuse(graph: Graph) -> list[Outcome]:
     for root, match in reversed(list(zip(roots, matches))):
         mark = root.meta.pop(TAG)
         try:
-            node, action, reason = _fuse_one(graph, root, mark, match)
-            outcomes.append(Outcome(node, action, reason, mark["key"]))
+            node, why = _fuse_one(graph, root, mark, match)
+            outcomes.append(Outcome(node, "fused" if why.reason in FUSED else "left", why, mark["key"]))
         except Mismatch as mismatch:
-            outcomes.append(Outcome(root, "left", str(mismatch), mark["key"]))
+            outcomes.append(Outcome(root, "left", mismatch.why, mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
-            outcomes.append(Outcome(root, "left", f"its rewrite failed: {error!r}", mark["key"], error))
+            outcomes.append(Outcome(root, "left", Reason.FAILED.of(error), mark["key"], error))
     return outcomes[::-1]
 
 
-def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None) -> tuple[Node, str, str]:
+def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None) -> tuple[Node, Why]:
+    """The node that holds the result now, and what was done."""
     if fake(root).dtype not in FUSED_DTYPES:
-        return root, "left", f"{fake(root).dtype} is computed by eager's own kernels, which round as eager does"
+        return root, Reason.OWN_KERNELS.of(fake(root).dtype)
     if layout := next((fake(n).layout for n in _operands(root, mark["shape"]) if fake(n).layout is not torch.strided), None):
-        return root, "left", f"a {layout} tensor is computed by eager's own kernels, which round as eager does"
+        return root, Reason.OWN_KERNELS.of(f"a {layout} tensor")
     if match and _promotes_alike(match[1], match[2]):
         order, value, surrogate = match
         surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
@@ -91,15 +99,16 @@ def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, 
             check_same(root, tensor(root), tensor(fused))
             root.replace_all_uses_with(fused)
             drop_unused(graph, root)
-            return fused, "fused", f"one operator, {order}"
-        drop_unused(graph, fused)  # eager takes the layout of a sum's first operand, and `order` may have turned them round
+            return fused, Reason.ONE_OPERATOR.of(order)
+        # The operands of a sum may stand in another order than in `order`, and eager's result has the layout of the first.
+        drop_unused(graph, fused)
     interior = _interior(root, mark["shape"])
     if interior is None:
-        return root, "left", "another pass has rewritten its arithmetic since it was recognised"
+        return root, Reason.REWRITTEN.of()
     if any(node.kwargs.get("alpha", 1) not in (1, -1) for node in interior):
-        return root, "left", "alpha: eager's vectorised and scalar kernels themselves round it differently"
+        return root, Reason.ALPHA.of()
     _round_all(graph, interior)
-    return root, "fused", "its own arithmetic, every intermediate rounded"
+    return root, Reason.EACH_ROUNDED.of()
 
 
 def cast_chain(node: Node) -> tuple[Node, list[torch.dtype]]:
@@ -131,10 +140,8 @@ def _promotes_alike(value: Node, surrogate: Node) -> bool:
 
 
 def _holding(node: Any) -> Any:
-    """The node behind whatever passes its value on, `rounded` of a site that shares it too."""
-    while isinstance(node, Node) and (node.target in MARKERS or node.target in COPIES or _is_rounded(node)):
-        node = node.args[0]
-    return node
+    """The node behind whatever passes its value on: markers, copies, and the `rounded` of another site that reads it."""
+    return behind(node, is_marker, is_copy, _is_rounded)
 
 
 def _is_rounded(node: Node) -> bool:
@@ -142,22 +149,15 @@ def _is_rounded(node: Node) -> bool:
 
 
 def may_be_product(node: Node) -> bool:
-    """Whether a GPU's compiler may find a multiplication where `node` is computed, and make one instruction of it and of the sum
-    that reads `node`. Not in what is read from memory or is settled, nor in a sum of such."""
-    base = _under_casts(node)
+    """Whether `node` may be computed by a multiplication that a GPU's compiler can contract with the sum that reads `node`. Not
+    what is read from memory or has been `settled`, nor a sum of such."""
+    base = behind(node, is_view, is_cast)  # which multiply nothing
     operands = _inputs(base) if base.target in SUMS else [base]
-    return not all(_is_settled(_under_casts(each)) for each in operands)
+    return not all(_is_settled(behind(each, is_view, is_cast)) for each in operands)
 
 
 def _is_settled(node: Node) -> bool:
     return node.op == "placeholder" or _is_rounded(node) or node.target is ops.straight_through.default
-
-
-def _under_casts(node: Node) -> Node:
-    """The node under views and casts, which multiply nothing."""
-    while is_view(node) or is_cast(node):
-        node = arg(node)
-    return node
 
 
 def _inputs(node: Node) -> list[Node]:
@@ -231,12 +231,9 @@ def _contracts(node: Node) -> bool:
 
 
 def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
-    """`leaf`, rounded under the views it is seen through: a copy of an expanded tensor would have other strides. What comes from
-    outside the graph is in memory, and rounded."""
-    base, views = leaf, []
-    while is_view(base):
-        views.append(base)
-        base = arg(base)
+    """`leaf` rounded, and then viewed as it was: a rounded copy of an expanded tensor would have other strides. An input of the
+    graph is in memory, and so rounded already."""
+    *views, base = layers(leaf, is_view)
     if base.op != "call_function" or _is_rounded(base):
         return leaf
     made.append(rounded := emit(graph, reader, ops.rounded.default, (base,), like=base))

@@ -24,8 +24,7 @@ A term that cancels only after reassociation must have a gradient to carry, whic
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -33,7 +32,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .values import COPIES, MARKERS, NUMBERS, RESHAPES, Values, arg, aten, fake, is_cast, is_view, tensor
+from .nodes import RESHAPES, arg, aten, behind, fake, is_cast, is_reshape, is_view, tensor
+from .operators import Addend, is_number, operator_of
+from .values import Values
 
 # Longest form kept; a longer one is cut back to atoms, so that a node costs O(1). The longest spelling in use has five terms.
 LIMIT = 16
@@ -41,33 +42,6 @@ ONE = -1  # the value number and the spelling of the Python number 1, which no n
 
 Term = tuple[int, Fraction]  # (value number of the atom, scale > 0)
 Counts = dict[int, int]  # spelling of the atom -> times added less times subtracted
-Addend = tuple[float, Any]  # (coefficient, node or Python number)
-
-# operator -> the addends it sums, from its arguments
-LINEAR: dict[Any, Callable[..., list[Addend]]] = {
-    aten.add.Tensor: lambda a, b, alpha=1: [(1, a), (alpha, b)],
-    aten.add.Scalar: lambda a, b, alpha=1: [(1, a), (alpha, b)],
-    aten.sub.Tensor: lambda a, b, alpha=1: [(1, a), (-alpha, b)],
-    aten.sub.Scalar: lambda a, b, alpha=1: [(1, a), (-alpha, b)],
-    aten.rsub.Tensor: lambda a, b, alpha=1: [(1, b), (-alpha, a)],
-    aten.rsub.Scalar: lambda a, b, alpha=1: [(1, b), (-alpha, a)],
-    aten.neg.default: lambda a: [(-1, a)],
-    aten.mul.Tensor: lambda a, b: [(b, a)] if is_number(b) else [(a, b)] if is_number(a) else [],
-    aten.mul.Scalar: lambda a, b: [(b, a)],
-    aten.div.Tensor: lambda a, b: [(1 / b, a)] if is_number(b) and _is_power_of_two(b) else [],
-    aten.div.Scalar: lambda a, b: [(1 / b, a)] if is_number(b) and _is_power_of_two(b) else [],
-}
-SAME = {*LINEAR, aten.repeat.default, *MARKERS, *COPIES, *RESHAPES}  # beside views and casts, for `source`
-
-
-def is_number(argument: Any) -> bool:
-    """A finite real Python number: a coefficient, or an addend of its own."""
-    return isinstance(argument, (int, float)) and not isinstance(argument, bool) and math.isfinite(argument)
-
-
-def _is_power_of_two(number: float) -> bool:
-    """Whether to divide by a number is to multiply by another, to the bit."""
-    return abs(math.frexp(number)[0]) == 0.5 and abs(number) < 2.0**100
 
 
 def addends(node: Any) -> list[Addend]:
@@ -75,12 +49,16 @@ def addends(node: Any) -> list[Addend]:
     value = tensor(node)
     if value is None or not (value.is_floating_point() or value.is_complex()):
         return []
-    if node.target in MARKERS or node.target in COPIES or _widens(node):
-        return [(1, node.args[0])]
-    if node.target is aten.view.dtype and value.is_complex():
-        return _complex_sum(node)
+    if _widens(node):
+        return [(1, arg(node))]
+    return _complex_sum(node) if node.target is aten.view.dtype and value.is_complex() else summed(node)
+
+
+def summed(node: Node) -> list[Addend]:
+    """What an operator of the table adds up; empty for any other."""
+    adds = operator_of(node.target).adds
     try:
-        parts = LINEAR[node.target](*node.args, **node.kwargs) if node.target in LINEAR else []
+        parts = adds(*node.args, **node.kwargs) if adds else []
     except TypeError:  # an overload with more arguments than the table knows (`out=`)
         return []
     known = all(is_number(c) and (is_number(a) or tensor(a) is not None) for c, a in parts)
@@ -89,10 +67,10 @@ def addends(node: Any) -> list[Addend]:
 
 def _complex_sum(node: Node) -> list[Addend]:
     """What Inductor's decomposition of a complex sum adds up: it views both as pairs of real numbers (2.11 to 2.15)."""
-    total = _behind_views(node)
+    total = behind(node, is_reshape)
     if getattr(total, "target", None) is not aten.add.Tensor or total.kwargs or len(total.args) != 2:
         return []
-    operands = [_behind_views(each) for each in total.args]
+    operands = [behind(each, is_reshape) for each in total.args]
     held = [tensor(each) for each in operands]
     if any(each is None or not each.is_complex() for each in held):
         return []
@@ -100,21 +78,14 @@ def _complex_sum(node: Node) -> list[Addend]:
     return [(1, each) for each in operands] if tuple(shape) == tuple(fake(node).shape) else []
 
 
-def _behind_views(node: Any) -> Any:
-    """The node under the views, of another dtype or another shape, that a decomposition made."""
-    while isinstance(node, Node) and node.target in (aten.view.dtype, aten.view.default, *RESHAPES):
-        node = node.args[0]
-    return node
-
-
 def source(node: Node) -> Node:
     """What a node is a view, a cast, a copy or a multiple of, or differs from by a number; or else the node itself."""
-    while node.op == "call_function" and (node.target in SAME or is_cast(node) or is_view(node)):
-        given = [each for each in node.args if isinstance(each, Node) and not isinstance(each.meta.get("val"), NUMBERS)]
-        if len(given) != 1:
-            break
-        (node,) = given
-    return node
+    found: Node = behind(node, _is_multiple, is_cast, is_view)
+    return found
+
+
+def _is_multiple(node: Node) -> bool:
+    return operator_of(node.target).adds is not None or node.target in RESHAPES or node.target is aten.repeat.default
 
 
 def _widens(node: Node) -> bool:
@@ -127,7 +98,8 @@ def _widens(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class Form:
-    """`terms` is the linear combination; `sites` are the reassociating sites whose cancelled terms it no longer shows."""
+    """`terms` is the linear combination. `sites` are the reassociating sites among what was added up: their surrogates have
+    cancelled, and the terms no longer show them."""
 
     terms: dict[Term, Counts]
     sites: frozenset[Node] = frozenset()
@@ -170,9 +142,9 @@ def combine(values: Values, parts: list[tuple[float, Any, Form]], marked: bool) 
 
 
 def _rounds(term: Term, counts: Counts) -> bool:
-    """Whether a cancellation within one spelling is what an algorithm after rounding errors does. Not where the rest of the term
-    cancels between spellings: `(x + x') - (x' + x'')` is a value against itself. Nor for a number that goes: alone it is
-    someone's magic constant, beside a surrogate a part of it (`recognise` decides)."""
+    """Whether a term that cancels within one spelling (`counts` is what is left of it) shows an algorithm that measures rounding
+    errors. It does not where the rest of the term cancels between spellings: `(x + x') - (x' + x'')` is a value against itself.
+    A number that goes altogether does not either: alone it may be a magic constant, which `recognise` looks for itself."""
     return bool(counts) if term[0] < 0 else not counts or sum(counts.values()) != 0
 
 

@@ -2,9 +2,9 @@
 
     return %h, %add, %view(%add)        the first is in an input's memory; the other two share theirs
 
-Fake tensors know: a view has the storage of what it views. A rewrite puts a result in the memory of its value, where it must find
-nobody that it was not with before. `Memory` is made once for all the rewrites of a pass, and each tells it what it moves: asked
-anew, every site that is itself a result would cost a look at all inputs and results.
+Fake tensors tell: a view has the storage of what it views. A rewrite moves a result into the memory of the site's value. There it
+may share memory only with what it shared memory with before. `Memory` is made once for all rewrites of a pass, and each rewrite
+tells it what moved: to look at all inputs and results again for each site would make a pass quadratic.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
 
-from .values import arg, is_backward, writes
+from .nodes import arg, is_backward, leaves, writes
 
 
 class Move(NamedTuple):
@@ -47,8 +46,8 @@ def storages(node: Node) -> frozenset[Any]:
 
 def stored(node: Node) -> dict[Any, torch.UntypedStorage]:
     """The memory that a node's fake tensors are in, by its identity."""
-    leaves = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
-    return {storage._cdata: storage for leaf in leaves for storage in _storages(leaf)}
+    tensors = [leaf for leaf in leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+    return {storage._cdata: storage for leaf in tensors for storage in _storages(leaf)}
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
@@ -90,7 +89,7 @@ class Memory:
         inputs = graph.find_nodes(op="placeholder")
         for node in (*inputs, *(arg(write, 1) for write in writes(graph))):
             self._hold(node, node.name)
-        for position, node in enumerate(tree_leaves(graph.output_node().args)):
+        for position, node in enumerate(leaves(graph.output_node().args)):
             if isinstance(node, Node):
                 self._hold(node, position)
         self.of_inputs = frozenset[Any]().union(*map(storages, inputs))
@@ -115,8 +114,8 @@ class Memory:
         return not self.of_inputs.isdisjoint(storages(node))
 
     def move(self, moves: Iterable[Move]) -> bool:
-        """Note where nodes are now. False, with nothing noted, where a result would be with somebody that it was not with before.
-        What is written to an input may come from anywhere: it is copied there."""
+        """Note where nodes are now. False, with nothing noted, where a result would share memory with an input or a result that
+        it did not share with before. (What is written to an input may come from anywhere: it is copied.)"""
         moves = [move for move in moves if move.node in self.names]
         company = {before: {name for storage in before for name in self.held[storage]} for _, _, before, _ in moves}
         leave = {name for move in moves for name in self.names[move.node]}

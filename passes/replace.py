@@ -1,47 +1,33 @@
 """Put a value in the place of a node, and change nothing else that anyone could see.
 
-The stand-in has the dtype, shape and strides of the node it replaces, and where that node is an output of the graph the
+The stand-in has the dtype, shape and strides of the node that it replaces. Where that node is an output of the graph, the
 stand-in shares no memory with an input or another output: `out = f(h, s); out.add_(1)` must not change `h`. The rule and its
 reason are Inductor's (`torch/_inductor/fx_passes/README.md`, `remove_noop_ops`).
 
-A rewrite costs what it changes, whatever else is in the graph: what must be known of all of it is gathered once (`Rewrites`).
+The cost of a rewrite depends on what it changes, not on the size of the graph: what must be known of the whole graph is gathered
+once (`Rewrites`).
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Graph, Node, map_arg
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._pytree import tree_leaves
 
 from .memory import PARTS, Memory, Move, storages, views
-from .values import aten, fake, hint, is_pure, prims, tensor
-
-UNDONE = "its rewrite was undone"  # how the reason of an outcome begins where the check after the rewrite failed
-TAG = "ste_compile"  # the entry of `node.meta` that marks a site's root for `fuse`
-
-
-class Refused(Exception):
-    """A site that must be left as it is; the message says why, in words for the report."""
-
-
-class Mismatch(Refused):
-    """A rewrite that a reader would have seen, found by the check that follows each, and undone. None should be: strict mode
-    raises it."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{UNDONE}: {what}")
+from .new_nodes import emit, fake_value
+from .nodes import aten, fake, hint, is_pure, leaves, prims, tensor
+from .outcomes import Mismatch, Reason, Refused, Sum
 
 
 class Rewrites:
-    """What the rewrites of one graph share: who is in which memory, which node holds which symbolic size, and what stands for the
-    nodes that are replaced. The graph's results are exchanged at the end, all at once (`finish`): there may be as many of them as
-    there are rewrites."""
+    """What the rewrites of one graph share: who is in which memory, which node holds which symbolic size, and what stands for
+    each replaced node. The results of the graph are replaced at the end, all at once (`finish`): to rewrite the output node for
+    each site would make the pass quadratic."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -66,8 +52,8 @@ class Rewrites:
 
 
 def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool = False) -> Node:
-    """Let every user of `root` read `value` (a node before it, or a Python number) instead. Roots come in graph order, and for a
-    value that was itself replaced, what stands for it is read: each reader moves once, and not from site to site along a chain.
+    """Let every user of `root` read `value` (a node before it, or a Python number) instead. Roots come in graph order. Where
+    `value` was itself replaced, its stand-in is read: along a chain of sites each reader moves only once.
 
     Returns the node they read now. Raises `Refused`, with the graph as it was, where no equal stand-in can be built, and
     `Mismatch` where the one that was built turns out to be seen.
@@ -107,7 +93,7 @@ def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool
 
 def check_same(node: Node, was: Any, now: Any) -> None:
     """Raise `Mismatch` unless readers of `node` see the same dtype, device, shape and strides in `now` as in `was`."""
-    for before, after in zip(tree_leaves(was), tree_leaves(now), strict=True):
+    for before, after in zip(leaves(was), leaves(now), strict=True):
         if isinstance(before, torch.Tensor) and not (
             (before.dtype, before.device) == (after.dtype, after.device)
             and _same(before.shape, after.shape)
@@ -136,13 +122,15 @@ def drop_unused(graph: Graph, node: Node) -> set[Node]:
 
 def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node:
     graph, want, before = rewrites.graph, fake(root), root.prev
+    if isinstance(value, Sum):
+        value = _emit_sum(rewrites, root, value)
     if not isinstance(value, Node):
         options = {"dtype": want.dtype, "device": want.device}
         value = emit(graph, root, aten.full.default, (_sizes(rewrites, root), -value if negated else value), options)
     elif fake(value).device != want.device:
-        raise Refused(f"the value is on {fake(value).device}, the result on {want.device}")
+        raise Refused(Reason.OTHER_DEVICE.of(fake(value).device, want.device))
     elif fake(value).layout != want.layout:
-        raise Refused(f"the value is {fake(value).layout}, the result {want.layout}")
+        raise Refused(Reason.OTHER_LAYOUT.of(fake(value).layout, want.layout))
     elif negated:
         value = emit(graph, root, aten.neg.default, (value,))
     if fake(value).dtype != want.dtype:
@@ -163,26 +151,22 @@ def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node
     return stand_in
 
 
-def emit(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], kwargs: Any = None, *, like: Node | None = None) -> Node:
-    """A new node ahead of `before`, with the metadata (source, recompute and partitioner tags) of `like`, which is `before`
-    unless given, and a fake value of its own."""
-    with graph.inserting_before(before):
-        node = graph.create_node("call_function", target, args, kwargs or {}, name=target.__name__.split(".")[0])
-    like = like or before
-    node.meta = {key: entry for key, entry in like.meta.items() if key not in ("val", "tensor_meta", TAG)}
-    try:
-        node.meta["val"] = _fake_value(node, tensor(like))
-    except BaseException:  # a node without a value would fail whatever reads the graph next
-        graph.erase_node(node)
-        raise
-    return node
-
-
-def _fake_value(node: Node, like: torch.Tensor | None) -> Any:
-    target: Any = node.target
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with getattr(like, "fake_mode", None) or contextlib.nullcontext():
-        return target(*args, **kwargs)
+def _emit_sum(rewrites: Rewrites, root: Node, value: Sum) -> Node:
+    """The value as nodes ahead of `root`, each addend first cast to the root's dtype as the sums of the site would have done."""
+    graph, want = rewrites.graph, fake(root)
+    total: Any = None
+    for sign, addend in value.addends:
+        if isinstance(addend, Node):
+            addend = rewrites.replaced.get(addend, addend)
+            if fake(addend).device != want.device:
+                raise Refused(Reason.OTHER_DEVICE.of(fake(addend).device, want.device))
+            if fake(addend).dtype != want.dtype and (fake(addend).ndim or not want.ndim):  # a 0-dim operand is not rounded first
+                addend = emit(graph, root, prims.convert_element_type.default, (addend, want.dtype))
+        if total is None:
+            total = addend if sign > 0 else emit(graph, root, aten.neg.default, (addend,))
+        else:
+            total = emit(graph, root, aten.add.Tensor if sign > 0 else aten.sub.Tensor, (total, addend))
+    return cast(Node, total)
 
 
 def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -217,7 +201,7 @@ def _size(rewrites: Rewrites, root: Node, size: Any) -> Any:
     for node in held:
         if order[node] < order[root] and statically_known_true(node.meta["val"] == size):
             return node
-    raise Refused(f"the size {size} of the result is known only from a surrogate")
+    raise Refused(Reason.UNKNOWN_SIZE.of(size))
 
 
 def _expression(size: torch.SymInt) -> Any:
@@ -235,7 +219,7 @@ def _restride(graph: Graph, root: Node, value: Node) -> Node:
         value = emit(graph, root, aten.clone.default, (value,), {"memory_format": torch.contiguous_format})
         value = emit(graph, root, aten.permute.default, (value, [order.index(d) for d in range(want.ndim)]))
     if not same_strides(fake(value), want):
-        raise Refused(f"the result has strides {tuple(want.stride())}, which no dense copy of the value has")
+        raise Refused(Reason.OTHER_STRIDES.of(tuple(want.stride())))
     return value
 
 
@@ -245,8 +229,8 @@ def _would_alias(memory: Memory, root: Node, value: Node) -> bool:
 
 
 def _move_views(nodes: Iterable[Node], viewed: dict[Node, Any]) -> None:
-    """Give the views of a replaced node, which are still those of its old memory, fake values in the memory they now view: this
-    module's rule on aliasing and Inductor's both read it there. `viewed` is told what they were."""
+    """Give the views of a replaced node fake values in the memory that they now view: this module's rule on aliasing reads it
+    there, and so does Inductor's. `viewed` gets their old values."""
     for node in nodes:
         viewed[node] = node.meta["val"]
-        node.meta["val"] = _fake_value(node, tensor(node.all_input_nodes[0]))
+        node.meta["val"] = fake_value(node, tensor(node.all_input_nodes[0]))

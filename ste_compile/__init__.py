@@ -7,12 +7,12 @@ ste_compile.testing.assert_equivalent(model, *inputs)           # against eager
 
 from . import testing
 from .backends import backend
-from .explain import explain
-from .numerics import Numerics
+from .inspection.explain import explain
+from .inspection.record import collect
+from .inspection.report import Report
 from .options import inductor_options
 from .oracle import ste_forward
-from .record import collect
-from .report import Report
+from .passes.levels import Numerics
 
 __version__ = "0.1.0"
 __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "ste_forward", "testing"]

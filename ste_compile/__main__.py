@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .numerics import REMOVES
-from .progress import doing
-from .report import Report
+from .inspection.progress import doing
+from .inspection.report import Report
+from .passes.levels import DEFAULT, LEVELS
 
 EPILOG = """\
 examples:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     explain.add_argument("target", metavar="FILE.py:callable", help="what returns (model, args) or (model, args, kwargs)")
-    explain.add_argument("--numerics", choices=tuple(REMOVES), default="exact", help="the level (default: exact)")
+    explain.add_argument("--numerics", choices=tuple(LEVELS), default=DEFAULT, help=f"the level (default: {DEFAULT})")
     explain.add_argument("--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")
     explain.add_argument("--json", metavar="OUT", help="also write it as JSON; - for standard output, in place of the table")
     explain.add_argument("--diff", action="store_true", help="also print what the passes change in each graph, as a diff")
@@ -67,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _backends() -> int:
-    from . import backends
+    from .backends import ste_aot_eager
 
-    for name in ("ste", "ste_finite", "ste_algebraic", "ste_aot_eager"):
-        summary = inspect.getdoc(getattr(backends, name)).splitlines()[0]  # type: ignore[union-attr]
-        print(f"{name:<15}{summary.split(': ', 1)[-1].rstrip('.')}")
+    first_line = (inspect.getdoc(ste_aot_eager) or "").splitlines()[0]
+    names = {level.backend: level.summary for level in LEVELS.values()}
+    names["ste_aot_eager"] = first_line.split(": ", 1)[-1].rstrip(".")
+    for name, summary in names.items():
+        print(f"{name:<15}{summary}")
     return 0
 
 
@@ -79,6 +81,11 @@ def _explain(parsed: argparse.Namespace) -> int:
     for option in (parsed.html, Path(parsed.json) if parsed.json not in (None, "-") else None):
         if option is not None and not option.absolute().parent.is_dir():
             raise Wrong(f"the folder of {str(option)!r} does not exist")
+    if parsed.html:
+        try:  # now, and not after minutes of compiling
+            Report("", "", ()).to_html()
+        except ModuleNotFoundError as error:
+            raise Wrong(f"--html: {error}") from None
     make = _load(parsed.target)
     try:
         with doing("running the model in eager"):
@@ -89,7 +96,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     except Exception as error:
         _show(error, "the model fails in eager:")
         return 1
-    from .explain import explain
+    from .inspection.explain import explain
 
     try:
         report = explain(model, *args, numerics=parsed.numerics, **kwargs)
@@ -148,7 +155,7 @@ def _unpacked(made: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, A
 
 
 def _once(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    from .explain import kept
+    from .inspection.explain import kept
 
     with kept(model, args, kwargs):
         model(*args, **kwargs)

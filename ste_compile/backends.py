@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
-from . import _torch, dump, record
-from . import numerics as levels
+from . import _torch
 from .hooks import guarded, run_joint, run_partition, run_post_grad
+from .inspection import dump, record
 from .marking import mark
-from .numerics import Numerics
 from .options import check_deferred, inductor_options
+from .passes import levels
+from .passes.levels import DEFAULT, LEVELS, Numerics
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A `torch.compile` backend: Inductor with the passes at one level. Made by `backend`; equal where the level is."""
+    """A `torch.compile` backend: Inductor with the passes at one level. `backend` makes it. Two are equal if their levels are."""
 
     numerics: Numerics
 
@@ -63,7 +64,7 @@ def backend(*, numerics: Numerics = "exact") -> Backend:
     """A backend to hand to `torch.compile(model, backend=..., mode=...)`.
 
     Args:
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+        numerics: "exact", "finite" or "algebraic" (see `ste_compile.passes.levels`).
 
     Raises:
         ValueError: `numerics` is not a level.
@@ -76,19 +77,24 @@ def backend(*, numerics: Numerics = "exact") -> Backend:
 def ste(
     gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """`backend="ste"`: numerics "exact", or `options={"numerics": ...}`."""
-    level = levels.check((options or {}).get("numerics", "exact"))
+    """`backend="ste"`: the level is `options={"numerics": ...}`, or else "exact"."""
+    level = levels.check((options or {}).get("numerics", DEFAULT))
     return Backend(level)(gm, example_inputs, mode=mode, options=options)
 
 
-def ste_finite(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    """`backend="ste_finite"`: numerics "finite", for callers that can pass only a name."""
-    return Backend("finite")(gm, example_inputs, **kwargs)
+def _named(numerics: Numerics) -> Callable[..., Any]:
+    """The backend of a level as a function, which torch can register: it writes to what it registers (2.11 to 2.15)."""
+
+    def compile_at_level(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        return Backend(numerics)(gm, example_inputs, **kwargs)
+
+    compile_at_level.__name__ = compile_at_level.__qualname__ = LEVELS[numerics].backend
+    compile_at_level.__doc__ = LEVELS[numerics].summary
+    return compile_at_level
 
 
-def ste_algebraic(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    """`backend="ste_algebraic"`: numerics "algebraic", for callers that can pass only a name."""
-    return Backend("algebraic")(gm, example_inputs, **kwargs)
+# `ste_finite` and `ste_algebraic`, for callers that can pass only a name: the entry points in pyproject.toml.
+globals().update({level.backend: _named(name) for name, level in LEVELS.items() if name != DEFAULT})
 
 
 def ste_aot_eager(
@@ -100,7 +106,7 @@ def ste_aot_eager(
     """
     _torch.check()
     options = dict(options or {})
-    numerics = levels.check(options.pop("numerics", "exact"))
+    numerics = levels.check(options.pop("numerics", DEFAULT))
     recorders = dump.recorders(options.pop("dump", None))
     deferred = check_deferred(options.pop("deferred", True))
     if options:

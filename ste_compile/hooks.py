@@ -25,17 +25,19 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from . import _torch, dump, lowering, record
-from .numerics import REMOVES, Numerics
-from .passes import CANCELLED, UNDONE, Outcome, Site, cancel, defer, fuse, recognise, release, tag
+from . import _torch, lowering
+from .inspection import dump, record
+from .passes import Outcome, Reason, Site, cancel, defer, fuse, recognise, release, tag
+from .passes.levels import LEVELS, Numerics
+from .passes.meta import CANCELLED
 
 JOINT, PARTITION, POST_GRAD = "joint_custom_pre_pass", "custom_partitioner_fn", "post_grad_custom_pre_pass"
 
 
 def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
-    """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Nothing is deferred to a backward that
-    could not run it in a region."""
-    if REMOVES[numerics] and deferred:
+    """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Cancelled surrogates stay in the forward
+    where the backward could not run them in a region."""
+    if LEVELS[numerics].removes and deferred:
         deferred = not _torch.backward_is_traced() and _torch.can("regions")
     watchers = record.watchers(dump.recorders())
     known = guarded(record.begin, graph, numerics, watchers) if _torch.can("reports") else None
@@ -49,7 +51,7 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
         for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
             if outcome.action == "left":
                 tag(site, record.key(known, index))
-    finally:  # what was done is reported, whatever failed then
+    finally:  # report what was done, also where a later step failed
         if known:
             guarded(record.end, known, graph, sites, outcomes)
 
@@ -59,7 +61,7 @@ _only: ContextVar[tuple[int, Iterator[int]] | None] = ContextVar("ste_compile_on
 
 @contextlib.contextmanager
 def only_site(index: int) -> Iterator[None]:
-    """Rewrite, in what is compiled inside the block, only the site of this number: which one makes a difference."""
+    """In what is compiled inside the block, rewrite only the site of this number: to find which site makes a difference."""
     token = _only.set((index, itertools.count()))
     try:
         yield
@@ -101,15 +103,16 @@ def _report_failures(run: Callable[..., Any], outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error:
             _skipped(run, outcome.error)
-        if outcome.reason.startswith(UNDONE):
-            message = f"ste_compile: at {outcome.result.name}, {outcome.reason}"
+        if outcome.why.reason is Reason.UNDONE:
+            message = f"ste_compile: at {outcome.result.name}, {outcome.why}"
             if os.environ.get("STE_COMPILE_STRICT") == "1":
                 raise AssertionError(message)
             warnings.warn(message, stacklevel=2)
 
 
 def guarded(run: Callable[..., Any], *args: Any) -> Any:
-    """A failure in a pass costs its rewrites, one in the record its report, neither the compile. STE_COMPILE_STRICT=1 raises."""
+    """Run a step that must not break a compile. Where it fails, its rewrites or its report are lost, and a warning says so.
+    STE_COMPILE_STRICT=1 raises instead."""
     try:
         return run(*args)
     except Exception as error:
@@ -165,8 +168,8 @@ class PostGradPass(_torch.CustomGraphPass):
 
 
 def _uuid() -> bytes | None:
-    """A hash of everything that decides what the passes do to a graph; None, which keeps it out of the caches, where they are
-    watched: a graph from a cache runs no pass."""
+    """A hash of everything that decides what the passes do to a graph. None where somebody watches them: it keeps the graph out
+    of the caches, since no pass runs on a graph that comes from one."""
     if record.watchers(dump.recorders()):
         return None
     return _identity()
@@ -174,10 +177,10 @@ def _uuid() -> bytes | None:
 
 @functools.cache
 def _identity() -> bytes | None:
-    """A hash of the modules of this package and of its passes, as they were loaded: sources, or else what a package without them
-    has (`.pyc` files, a zip). None where there is nothing to hash."""
+    """A hash of the modules of this package, of `_torch` and of the passes, as they were loaded: sources, or else what a package
+    without them has (`.pyc` files, a zip). None where there is nothing to hash."""
     digest = hashlib.sha256()
-    for package in (__package__, recognise.__module__.rpartition(".")[0]):
+    for package in (__package__, _torch.__name__, recognise.__module__.rpartition(".")[0]):
         modules = [*pkgutil.iter_modules(sys.modules[package].__path__)]
         for name in sorted(f"{package}.{module.name}" for module in modules):
             spec = importlib.util.find_spec(name)

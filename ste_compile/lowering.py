@@ -1,10 +1,10 @@
 """How Inductor computes the fused operator: one `Pointwise`, rounding where eager rounds.
 
-Inductor holds 16-bit values in fp32 registers and rounds at a store. Here every operand counts as rounded to its own dtype, and
-every intermediate is rounded to the dtype eager would give it, except where that can be seen to change nothing: a buffer no
-kernel can be fused with was stored and so is rounded, `s - s` is 0 or NaN, as `s` rounds to a finite number or not, and `v + 0`
-is on v's grid. The seed is read in its own dtype, so no cast copy, no difference and no buffer exists beside the result. On a GPU
-an operand that may be a product is `settled` first, or it would be rounded together with the sum that reads it.
+Inductor holds 16-bit values in fp32 registers and rounds them when it stores. Here every operand is rounded to its own dtype
+first, and every intermediate to the dtype that eager gives it. A rounding is left out where it changes nothing: a value that was
+stored is rounded already; `s - s` is 0, or NaN where `s` rounds to no finite number; and `v + 0` is as rounded as `v`. The seed
+is read in its own dtype, so that there is no copy for the cast, no difference and no buffer beside the result. On a GPU an
+operand that may be a product is `settled` first: the compiler would round it only together with the sum that reads it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import torch
 from torch.fx import Node
 
 from . import _torch
-from .ops import ORDERS
-from .passes.effects import TURN
 from .passes.fuse import ROUNDED_DTYPES, may_be_product
 from .passes.memory import readers
-from .passes.values import arg, is_matmul
+from .passes.meta import TURN
+from .passes.nodes import arg, is_matmul
+from .passes.ops import ORDERS
+from .passes.ops import ops as namespace
 
 OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and only if it rounds to infinity in bf16
 
 
 @dataclass(eq=False)
 class _Value:
-    """An Inductor value that is a number of `dtype` once it is rounded, held in the dtype Inductor computes `dtype` in. `round`
-    does that, when it is asked for; without one the value is rounded. `zero`: it is 0 or NaN."""
+    """An Inductor value, in the dtype in which Inductor computes `dtype`. `held` is the value rounded to `dtype`: `round` rounds
+    it, once somebody asks; without a `round` it is rounded already. `zero`: it is 0 or NaN."""
 
     unrounded: Any
     dtype: torch.dtype
@@ -44,15 +45,15 @@ class _Value:
 
 
 def _is_stored_next(node: Node) -> bool:
-    """Whether a kernel must store a node's value: it is a result of the graph or a matrix product's operand, itself or a view."""
+    """Whether a kernel must store a node's value: it, or a view of it, is a result of the graph or an operand of a matrix
+    product."""
     return any(reader.op == "output" or is_matmul(reader) for reader in readers(node))
 
 
 def register() -> None:
-    """Teach Inductor the operators; called when a graph first needs them, so that importing the package changes nothing. None may
-    be left to its Python kernel: what AOTInductor packages runs where there is no Python."""
+    """Teach Inductor the operators. Called when a graph first needs them: importing the package changes nothing in torch. Each
+    operator has a lowering, since what AOTInductor packages runs where there is no Python kernel to fall back to."""
     ir, ops, lowerings, register_lowering = _torch.inductor_ir()
-    namespace = torch.ops.ste_compile
     if namespace.straight_through.default in lowerings:
         return
 
@@ -101,8 +102,8 @@ def register() -> None:
             return _torch.narrowed_to(ops, x.unrounded, dtype) if narrow and x.round else x.held
 
         result = ir.Pointwise.create(device=device, dtype=dtype, inner_fn=element, ranges=like.get_size())
-        if narrow:  # held in fp32 again, its store would round it a second time, which takes a CPU 20 instructions
-            result.realize()  # as Inductor will (2.13), but for certain: inlined, a 16-bit variable would meet fp32 ones
+        if narrow:  # hand the 16-bit value to the store: one held in fp32 would be rounded once more, 20 instructions on a CPU
+            result.realize()  # (2.13 does it anyway; inlined into another kernel, a 16-bit variable would meet fp32 ones)
         return result
 
     def rounded(x: Any) -> Any:

@@ -4,9 +4,9 @@
         d = q - x                      ->       d_1 = d.detach()
     return x + d                                add(x, d_1)
 
-AOTAutograd's graphs tell of `.detach()` and `.data`, but of neither a block without gradients nor `detach_()`. The graph from
-Dynamo, which a backend is handed first, has both. Inside another `no_grad` Dynamo leaves a block out (2.11 to 2.15): nothing is
-marked.
+AOTAutograd's graphs show `.detach()` and `.data`, but neither a block without gradients nor `detach_()`. The graph from Dynamo,
+which a backend is handed first, shows both. For a block inside another `no_grad` Dynamo writes nothing (2.11 to 2.15), so that
+nothing is marked.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _mark(graph: Graph) -> bool:
 
 
 def _detach(value: Node, readers: Iterable[Node], names: set[Node], order: dict[Node, int]) -> bool:
-    """Let `readers` read `value`, which they know by `names`, behind a `detach`. Not where it is no floating-point tensor, or has
-    a gradient after all: an in-place operator gives what it was given, and may give it a gradient. (A write through the `detach`
+    """Let `readers` read `value`, which they know by `names`, behind a `detach`. Nothing is changed where the value is no
+    floating-point tensor, or requires a gradient after all, as an in-place operator may make it do. (A write through the `detach`
     writes to the value itself.)"""
     tensor = value.meta.get("example_value")
     later = sorted({reader for reader in readers if reader.op != "output"}, key=order.__getitem__)

@@ -8,9 +8,9 @@ from typing import Any
 from torch.fx import Graph
 
 from . import _torch, trial
-from . import numerics as levels
 from .hooks import JOINT, PARTITION, POST_GRAD, JointPass, Partitioner, PostGradPass
-from .numerics import REMOVES, Numerics
+from .passes import levels
+from .passes.levels import LEVELS, Numerics
 
 
 def inductor_options(
@@ -19,7 +19,7 @@ def inductor_options(
     """Options for `torch.compile` that add the passes to stock Inductor.
 
     Args:
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+        numerics: "exact", "finite" or "algebraic" (see `ste_compile.passes.levels`).
         deferred: in training, run a cancelled surrogate when the backward needs it, and keep nothing for it until then. False:
             run it where stock does, in the forward, and keep what stock keeps.
         options: more Inductor options. Passes in them, or else in Inductor's config, run first, in the same hooks; a partitioner
@@ -45,7 +45,7 @@ def inductor_options(
 
     merged[JOINT] = chained(theirs(JOINT), JointPass(levels.check(numerics), deferred))
     merged[POST_GRAD] = chained(theirs(POST_GRAD), PostGradPass())
-    if REMOVES[numerics] and deferred and _torch.can("regions"):
+    if LEVELS[numerics].removes and deferred and _torch.can("regions"):
         merged[PARTITION] = Partitioner(theirs(PARTITION))
     return merged
 
@@ -57,7 +57,8 @@ def check_deferred(deferred: Any) -> bool:
 
 
 def chained(theirs: Any, last: Any) -> Any:
-    """One pass that runs `theirs` (None, a pass, or a list) without any of ours among them, then `last`."""
+    """One pass that runs `theirs` (None, a pass, or a list of them), then `last`. Our own passes among theirs are left out: they
+    come from an earlier call."""
     flat = [each for each in _flatten(theirs) if not isinstance(each, (JointPass, PostGradPass))]
     return Chain([*flat, last]) if flat else last
 

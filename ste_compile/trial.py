@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import _torch, lowering
 from .hooks import run_joint, run_partition, run_post_grad
-from .numerics import Numerics
+from .passes.levels import Numerics
 
 
 def _seeded(h: Tensor, s: Tensor) -> tuple[Tensor]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from ste_compile.passes import levels as table
 from torch import Tensor, nn
 
 import ste_compile
-from ste_compile.numerics import REMOVES
 
 from .compare import assert_same_bits
 
-LEVELS = ("exact", "finite", "algebraic")
+LEVELS = tuple(table.LEVELS)
 levels = pytest.mark.parametrize("numerics", LEVELS)
 trained = pytest.mark.parametrize("train", (True, False), ids=("train", "inference"))
 
@@ -119,7 +119,7 @@ def assert_like_eager(
     wanted = run(fn, args, reference, **(options if reference else {"train": options.get("train", True)}))
     for numerics in levels:
         ours = run(fn, args, numerics, **options)
-        cancelled = finite * ("finite" in REMOVES[numerics]) + algebraic * ("algebraic" in REMOVES[numerics])
+        cancelled = finite * ("finite" in table.LEVELS[numerics].removes) + algebraic * ("algebraic" in table.LEVELS[numerics].removes)
         left = finite + algebraic - cancelled
         found = Counter(ours.actions)
         if counted:

@@ -1,5 +1,7 @@
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads of each would only wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A pass that fails must fail the test, not warn.
 os.environ["STE_COMPILE_STRICT"] = "1"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ste_compile.report import Break, Figures, Graph, Line, Operand, Part, Report, Site, View
-from ste_compile.source import Frame
+from ste_compile.inspection.figures import Figures
+from ste_compile.inspection.report import Break, Graph, Line, Operand, Part, Report, Site, View
+from ste_compile.inspection.source import Frame
 
 MIB = 2**20
 SEED = Site(

@@ -1,12 +1,16 @@
-"""Every spelling of a straight-through estimator that the passes promise to know, one row each."""
+"""The spellings of `ste_compile.testing.spellings` that are promised alone, as functions."""
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ste_compile.testing import spellings
+from ste_compile.testing.program import plain
 
 
 @dataclass(frozen=True)
@@ -16,51 +20,28 @@ class Spelling:
     name: str
     fn: Callable[[Tensor, Tensor], Tensor]
     needs: str
-    value: Callable[[Tensor, Tensor], Tensor] = lambda v, s: v
+    value: Callable[[Tensor, Tensor], Tensor]
 
 
-def _add_inplace(v: Tensor, s: Tensor) -> Tensor:
-    out = v.to(torch.promote_types(v.dtype, s.dtype), copy=True)
-    out.add_(s).sub_(s.detach())
-    return out
+def _function(name: str, operands: str, lines: tuple[str, ...]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The last line is the result, or an assignment of it."""
+    names = dict(zip("vs", operands.split(", ")), **{name: name for name in ("a", "b", "c", "out")})
+    *body, result = (line.format(**names) for line in lines)
+    source = "\n    ".join([f"def {name}({operands}):", *body, f"return {result.removeprefix('out = ')}"]) + "\n"
+    filename = f"<spelling {name}>"
+    linecache.cache[filename] = len(source), None, source.splitlines(True), filename  # for Dynamo, and for reports
+    namespace = {"torch": torch}
+    exec(compile(source, filename, "exec"), namespace)
+    return namespace[name]
 
 
-SPELLINGS = [
-    Spelling("seed", lambda v, s: v + (s - s.detach()), "finite"),
-    Spelling("seed_commuted", lambda v, s: (s - s.detach()) + v, "finite"),
-    Spelling("seed_subtracted", lambda v, s: v - (s.detach() - s), "finite"),
-    Spelling("seed_data", lambda v, s: v + (s - s.data), "finite"),
-    Spelling("cast_before_detach", lambda v, s: v + (s.to(v.dtype) - s.to(v.dtype).detach()), "finite"),
-    Spelling("cast_after_detach", lambda v, s: v + (s.to(v.dtype) - s.detach().to(v.dtype)), "finite"),
-    Spelling("cast_type_as", lambda v, s: v + (s.type_as(v) - s.type_as(v).detach()), "finite"),
-    Spelling("cast_float", lambda v, s: v + (s.float() - s.float().detach()), "finite"),
-    Spelling("cast_bfloat16", lambda v, s: v + (s.bfloat16() - s.detach().bfloat16()), "finite"),
-    Spelling("cast_double", lambda v, s: v + (s.half().to(v.dtype) - s.half().to(v.dtype).detach()), "finite"),
-    Spelling("cast_difference", lambda v, s: v + (s - s.detach()).to(v.dtype), "finite"),
-    Spelling("vq", lambda q, x: x + (q - x).detach(), "algebraic"),
-    Spelling("vq_commuted", lambda q, x: (q - x).detach() + x, "algebraic"),
-    Spelling("vq_subtracted", lambda q, x: x - (x - q).detach(), "algebraic"),
-    Spelling("gumbel", lambda hard, soft: hard - soft.detach() + soft, "algebraic"),
-    Spelling("gumbel_parentheses", lambda hard, soft: (hard - soft).detach() + soft, "algebraic"),
-    Spelling("five_term", lambda hard, x: hard.detach() - x.detach() + x, "algebraic"),
-    Spelling("trailing", lambda hard, soft: hard + soft - soft.detach(), "algebraic"),
-    Spelling("trailing_detached", lambda hard, soft: hard.detach() + soft - soft.detach(), "algebraic"),
-    Spelling("clip", lambda v, x: x - x.detach() + torch.clip(x, -1, 1).detach(), "finite", lambda v, x: torch.clip(x, -1, 1)),
-    Spelling("gradient_scale", lambda v, x: (x - x * 0.3).detach() + x * 0.3, "algebraic", lambda v, x: x),
-    Spelling("blend", lambda v, x: x.detach() + (x - x.detach()) * 0.3, "finite", lambda v, x: x),
-    Spelling("blend_tensor", lambda v, x: x.detach() + (x - x.detach()) * v, "finite", lambda v, x: x),
-    Spelling("nested", lambda mask, x: x * (mask.detach() - x.detach() + x), "algebraic", lambda mask, x: x * mask),
-    Spelling("alpha", lambda v, s: torch.sub(torch.add(v, s, alpha=2), s.detach(), alpha=2), "algebraic"),
-    Spelling("in_place", _add_inplace, "algebraic"),
-    Spelling("negated", lambda v, s: -(s.detach() - s) + v, "finite"),
-    Spelling("value_subtracted", lambda v, s: (s - s.detach()) - v, "finite", lambda v, s: -v),
-    Spelling("python_scalar", lambda v, s: 1.0 + (s - s.detach()) * v, "finite", lambda v, s: torch.ones(())),
-    Spelling("python_scalar_reassociated", lambda v, s: (0.1 - s).detach() + s, "algebraic", lambda v, s: torch.tensor(0.1)),
-    Spelling("two_seeds", lambda v, s: v + (s - s.detach()) + (s.tanh() - s.tanh().detach()), "finite"),
-    Spelling("two_surrogates", lambda v, s: v + s + s.sin() - s.detach() - s.sin().detach(), "algebraic"),
-    Spelling("site_of_site", lambda v, s: s.sin() + ((v + (s - s.detach())) - s.sin()).detach(), "algebraic"),
-]  # fmt: skip
+def _spelling(row: spellings.Spelling) -> Spelling:
+    as_written, as_value = (tuple(plain(line, part) for line in row.lines) for part in (1, 2))
+    fn = _function(row.name, row.operands, row.function or as_written)
+    return Spelling(row.name, fn, row.needs, _function(f"{row.name}_value", row.operands, as_value))
 
+
+SPELLINGS = [_spelling(row) for row in spellings.SITES if row.needs]
 BY_NAME = {spelling.name: spelling for spelling in SPELLINGS}
 
 # name -> dtypes of (value, surrogate)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from ste_compile.passes.levels import LEVELS
 
 from ste_compile.__main__ import main
 
@@ -102,7 +103,7 @@ def test_a_mistake_gets_its_own_message_and_exit_code(cli, tmp_path, monkeypatch
 
 def test_backends_and_help(cli):
     names = [line.split()[0] for line in cli("backends").stdout.splitlines()]
-    assert names == ["ste", "ste_finite", "ste_algebraic", "ste_aot_eager"]
+    assert names == [*(level.backend for level in LEVELS.values()), "ste_aot_eager"]
     text = cli("--help").stdout
     assert "examples:" in text and "exit codes: 0 done" in text
     assert "--html OUT" in cli("explain", "--help").stdout

@@ -6,13 +6,13 @@ have a gradient, and in it a letter for each place: `.` no site, `l` a site that
 
 import pytest
 import torch
-from ste_compile.passes import recognise
-from ste_compile.passes.recognise import NO_GRADIENT
+from ste_compile.passes import Reason, recognise
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ste_compile
 from ste_compile import _torch
+from ste_compile.testing import bitwise_equal
 
 
 def kahan(d, total, y, compensation):
@@ -180,7 +180,7 @@ def test_a_magic_number_rounds_wherever_it_is_kept(backend, kind, train):
         for mine, eager in zip(ours, model(given)):
             assert torch.equal(mine, eager)
     assert [site.action for site in recorder.sites()] == ["fused"] * 3
-    assert all(NO_GRADIENT in site.reason for site in recorder.sites())
+    assert all(Reason.NO_GRADIENT.value in site.reason for site in recorder.sites())
 
 
 class Ternary(nn.Module):
@@ -208,7 +208,29 @@ def test_so_does_an_attribute_of_the_graph(frozen):
     """Given a graph that holds its parameters, as AOTInductor's does. Broken by: `differentiable` of inputs alone; seen to fail."""
     graph = make_fx(Ternary(frozen))(torch.randn(2, 4)).graph
     (site,) = recognise(graph, _torch.differentiable(graph))
-    assert (site.refusal == "") is not frozen
+    assert (site.refusal is None) is not frozen
+
+
+def test_a_site_that_is_rounded_on_purpose_is_fused_all_the_same():
+    """Given a site whose result another one reads, with an input that has no gradient: neither is cancelled, because the input may
+    be a magic constant, and under `exact` both have eager's bits.
+
+    Broken by: the first taken for a sum whose rounding error is measured, which is not fused; seen to fail."""
+
+    def model(x, a):
+        s = a * a.abs()
+        q = s + (a - s).detach()
+        return q, x + (q - x).detach()
+
+    args = [torch.randn(1000).bfloat16() for _ in range(2)]
+    compiled = torch.compile(model, backend="ste")
+    with ste_compile.collect() as recorder:
+        ours = compiled(*args)
+    assert [site.action for site in recorder.sites()] == ["fused", "fused"]
+    assert all(map(bitwise_equal, ours, model(*args)))
+    graph = make_fx(model)(*args).graph
+    first, second = recognise(graph, set())
+    assert (first.refusal.reason, second.refusal.reason) == (Reason.ROUNDED_LATER, Reason.NO_GRADIENT)
 
 
 def test_of_the_inputs_of_a_branch_nothing_is_known():
@@ -224,4 +246,4 @@ def test_of_the_inputs_of_a_branch_nothing_is_known():
     with ste_compile.collect() as recorder:
         torch.compile(model, backend="ste_aot_eager", options={"numerics": "algebraic"})(h, s)
     assert sorted(site.action for site in recorder.sites()) == ["cancelled", "fused"]
-    assert any(NO_GRADIENT in site.reason for site in recorder.sites())
+    assert any(Reason.NO_GRADIENT.value in site.reason for site in recorder.sites())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ste_compile.passes import cancel, memory, recognise, replace
+from ste_compile.passes import cancel, memory, new_nodes, recognise, replace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile import ste_forward
@@ -58,7 +58,7 @@ def test_a_site_costs_the_same_in_any_graph(shape, joint, monkeypatch):
     Broken by: `Memory` made for each site; sites cancelled from the last to the first (where they are read on the way); results
     exchanged one by one (where there are n); seen to fail."""
     counted = []
-    for name, owner in (("storages", memory), ("storages", replace), ("_fake_value", replace)):
+    for name, owner in (("storages", memory), ("storages", replace), ("fake_value", replace), ("fake_value", new_nodes)):
         right = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, right=right: counted.append(1) or right(*args))
     update = torch.fx.Node.replace_all_uses_with

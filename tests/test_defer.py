@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from ste_compile.passes.replace import storages
-from ste_compile.passes.values import is_matmul
+from ste_compile.passes.memory import storages
+from ste_compile.passes.nodes import is_matmul
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ste_compile
-from ste_compile.report import Report
+from ste_compile.inspection.report import Report
 
 dist = pytest.importorskip("torch.distributed")
 if not dist.is_available():
@@ -137,7 +137,7 @@ def test_importing_needs_no_torch_distributed():
         del torch._C._c10d_init
         assert not torch.distributed.is_available()
         import ste_compile
-        from ste_compile.ops import rounded
+        from ste_compile.passes.ops import rounded
         assert rounded(torch.ones(2)).sum() == 2
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
@@ -178,7 +178,7 @@ def test_dtensor_s_own_collectives_are_effects_too():
     exchange = torch.ops._dtensor.shard_dim_alltoall.default
     graph = torch.fx.Graph()
     node = graph.call_function(exchange, (graph.placeholder("x"), 0, 1, "0"))
-    assert not node.is_impure() and not ste_compile.passes.values.is_pure(node)
+    assert not node.is_impure() and not ste_compile.passes.nodes.is_pure(node)
 
 
 def test_the_example_runs_under_torchrun():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ste_compile
-from ste_compile.report import Report
+from ste_compile.inspection.report import Report
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = """
@@ -115,9 +115,9 @@ def test_nothing_is_recorded_where_nobody_asks(tmp_path):
     """Given no recorder, no log and no trace, no record is begun, and nothing that a report needs is imported."""
     script = """
         import sys, torch, ste_compile
-        from ste_compile import record
+        from ste_compile.inspection import record
         record.Record = None
         torch.compile(lambda h, s: h + (s - s.detach()), backend="ste_aot_eager")(torch.ones(2), torch.ones(2))
-        assert not {"ste_compile.page", "ste_compile.text", "pygments", "rich"} & set(sys.modules)
+        assert not {"ste_compile.inspection.page", "ste_compile.inspection.text", "pygments", "rich"} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=dict(os.environ, STE_COMPILE_STRICT="1"))

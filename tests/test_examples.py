@@ -32,7 +32,7 @@ def ran(tmp_path_factory):
     def run(name):
         torch._dynamo.reset()
         picture = folder / f"{name}.png"
-        results = example(name).main(["--epochs", "1", "--batch", "128", "--plot", str(picture)], width=32, generate=False)
+        results = example(name).main(["--epochs", "1", "--batch", "128", "--plot", str(picture)], width=8, generate=False)
         return {result.name: result for result in results}, picture
 
     return run

@@ -14,8 +14,10 @@ from torch import nn
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import ste_compile
-from ste_compile import breaks, progress, source
-from ste_compile.report import Report, difference, mebibytes
+from ste_compile import _torch
+from ste_compile.inspection import progress, source
+from ste_compile.inspection.figures import difference, mebibytes
+from ste_compile.inspection.report import Report
 
 from .test_structure import Model
 
@@ -413,7 +415,7 @@ def line_of(fn, text):
 def test_what_is_not_compiled_is_named_with_its_place_and_reason(capsys, fn, text, reason, sites):
     """Given a frame that Dynamo skips, the rest of one, or a break after which it goes on, the report names each, in text, JSON and
     page; it prints no log and leaves Dynamo's settings. Broken by: reporting graphs alone; seen to fail."""
-    utils, log = torch._dynamo.utils, logging.getLogger(breaks.LOG)
+    utils, log = torch._dynamo.utils, logging.getLogger(_torch.GRAPH_BREAK_LOG)
     settings = utils._compilation_metrics.maxlen, log.level, log.propagate, len(log.handlers)
     report = ste_compile.explain(fn, torch.randn(3, 4), numerics="algebraic")
     assert (utils._compilation_metrics.maxlen, log.level, log.propagate, len(log.handlers)) == settings

@@ -5,8 +5,8 @@ import importlib
 
 import pytest
 import torch
-from ste_compile.passes import fuse, recognise, tag
-from ste_compile.passes.replace import Mismatch
+from ste_compile.passes import Reason, fuse, recognise, tag
+from ste_compile.passes.outcomes import Mismatch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .graphs import show
@@ -58,7 +58,7 @@ def test_every_intermediate_is_rounded_once(name, dtype):
     Broken by: `_interior`, `_shape` or `_round_all` leaving out a node, a leaf or a user; seen to fail."""
     x, q, k = tensors(dtype)
     graph, outcomes = fused(OUTSIDE[name], x[0] if "view" in name else x, q, k)
-    assert {(outcome.action, outcome.reason) for outcome in outcomes} == {("fused", "its own arithmetic, every intermediate rounded")}
+    assert {(outcome.action, outcome.why) for outcome in outcomes} == {("fused", Reason.EACH_ROUNDED.of())}
     arithmetic = [node for node in graph.nodes if node.target in ARITHMETIC]
     assert arithmetic and all(map(is_rounded, [a for node in arithmetic for a in node.all_input_nodes]))
     assert all([user.target for user in node.users] == [ROUNDED] for node in arithmetic)
@@ -78,7 +78,7 @@ def test_wide_arithmetic_is_not_rounded(name, dtype):
 
 def test_complex_arithmetic_is_left():
     graph, (outcome,) = fused(lambda x, q: x + (q - x).detach(), *tensors(torch.complex64, count=2))
-    assert outcome.action == "left" and "complex64 is computed by eager's own kernels" in outcome.reason
+    assert outcome.action == "left" and "complex64 is computed by eager's own kernels" in str(outcome.why)
     assert not graph.find_nodes(op="call_function", target=ops.straight_through.default)
 
 
@@ -112,7 +112,7 @@ def test_a_leaf_that_two_sites_share_and_a_difference_in_both():
 def test_arithmetic_with_an_alpha_is_left(alpha, action):
     fn = lambda v, s, _: torch.sub(torch.add(v, s, alpha=alpha), s.detach(), alpha=alpha)  # noqa: E731
     _, (outcome,) = fused(fn, *tensors())
-    assert outcome.action == action and (action == "fused" or outcome.reason.startswith("alpha"))
+    assert outcome.action == action and (action == "fused" or outcome.why.reason is Reason.ALPHA)
 
 
 def test_arithmetic_that_was_rewritten_is_left():
@@ -124,7 +124,7 @@ def test_arithmetic_that_was_rewritten_is_left():
         difference = next(node for node in graph.nodes if node.target is aten.sub.Tensor)
         difference.target = aten.atan2.default
         (outcome,) = fuse(graph)
-        assert outcome.action == "left" and outcome.reason.startswith("another pass has rewritten")
+        assert outcome.action == "left" and outcome.why.reason is Reason.REWRITTEN
         graph = tagged(OUTSIDE[name], *tensors())
         difference = next(node for node in graph.nodes if node.target is aten.sub.Tensor)
         difference.update_arg(1, 2.0)
@@ -226,7 +226,7 @@ def test_a_rounding_that_looks_different_is_taken_out_again(monkeypatch):
     before = show(graph)
     monkeypatch.setattr(importlib.import_module("ste_compile.passes.fuse"), "check_same", differs)
     (outcome,) = fuse(graph)
-    assert (outcome.action, outcome.key) == ("left", 0) and "in a test" in outcome.reason and show(graph) == before
+    assert (outcome.action, outcome.key) == ("left", 0) and "in a test" in str(outcome.why) and show(graph) == before
 
 
 def test_where_the_error_is_used_nothing_is_tagged():

@@ -14,9 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ste_compile.passes import number_values, recognise
-from ste_compile.passes.linear_form import LIMIT, LINEAR, addends, atom
-from ste_compile.passes.recognise import ZERO_THROUGH, _visit, _Walk
-from ste_compile.passes.values import is_cast, is_pure
+from ste_compile.passes.arithmetic import Walk
+from ste_compile.passes.linear_form import LIMIT, addends, atom
+from ste_compile.passes.nodes import COPIES, MARKERS, is_cast, is_pure
+from ste_compile.passes.operators import OPERATORS
+from ste_compile.passes.recognise import _visit
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile.hooks import run_joint, run_post_grad
@@ -61,12 +63,12 @@ def test_any_expression_keeps_its_value(expression, numerics):
 def test_the_linear_form_of_any_expression_adds_up_to_its_value(expression):
     """Given each node of the graph of an expression, the terms of its form, each times its scale and its count, are its value.
 
-    Broken by: a sign, a scale or a count of `atom`, `combine` or `LINEAR`; seen to fail."""
+    Broken by: a sign, a scale or a count of `atom`, `combine` or a row of `OPERATORS`; seen to fail."""
     args = [torch.tensor([3.0, -5.0, 7.0], dtype=torch.float64).roll(i) * (i + 1) for i in range(3)]
     traced = make_fx(eval(f"lambda *args: ({expression}) * 1", {"torch": torch}), tracing_mode="fake")(*args)
     run = torch.fx.Interpreter(traced, garbage_collect_values=False)
     run.run(*args)
-    walk = _Walk(number_values(traced.graph))
+    walk = Walk(number_values(traced.graph))
     for node in traced.graph.nodes:
         _visit(walk, node)
     for node, form in walk.forms.items():
@@ -152,14 +154,14 @@ SUMS = {
     **{target: [(X, Y)] for target in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor)},
     **{target: [(X, 3)] for target in (aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Scalar)},
     **{target: [(X, 4), (X, -0.5)] for target in (aten.div.Tensor, aten.div.Scalar)},
-    aten.neg.default: [(X,)],
+    **{target: [(X,)] for target in (aten.neg.default, *MARKERS, *COPIES)},
     aten.mul.Tensor: [(X, 3), (3, X)],
 }
 
 
-@pytest.mark.parametrize("target", LINEAR, ids=str)
+@pytest.mark.parametrize("target", [target for target, row in OPERATORS.items() if row.adds], ids=str)
 def test_the_addends_of_an_operator_add_up_to_what_it_computes(target):
-    """Given each row of `LINEAR`, with a number where it takes one, and with an alpha where it has one.
+    """Given each row that adds up, with a number where it takes one, and with an alpha where it has one.
 
     Broken by: a sign, an operand or a coefficient of the row; seen to fail."""
     for arguments, options in itertools.product(SUMS[target], ({}, {"alpha": 4})):
@@ -228,11 +230,11 @@ KEEPS_ZERO = {
 VECTORS = {aten.bmm.default, aten.mv.default, aten.dot.default}  # of another number of dimensions
 
 
-@pytest.mark.parametrize("target", sorted((ZERO_THROUGH.keys() | {aten._to_copy.default}) - VECTORS, key=str), ids=str)
+@pytest.mark.parametrize("target", sorted(({target for target, row in OPERATORS.items() if row.zero} | {aten._to_copy.default}) - VECTORS, key=str), ids=str)
 def test_a_zero_that_is_scaled_or_viewed_is_one_still(target):
     """Given `host + f(s - s')` for each such f, the site is exact.
 
-    Broken by: a row of `ZERO_THROUGH` that is gone, or looks at another argument; seen to fail."""
+    Broken by: a row of `OPERATORS` whose `zero` is gone, or looks at another argument; seen to fail."""
     graph = torch.fx.Graph()
     h, s = placeholder(graph, "h", torch.ones(3, 3)), placeholder(graph, "s", torch.ones(1, 3))
     zero = call(graph, aten.sub.Tensor, s, call(graph, aten.detach.default, s))
@@ -358,18 +360,23 @@ def _chain(nodes):
 @pytest.mark.parametrize("numerics", ("exact", "algebraic"))
 def test_the_cost_is_linear(numerics):
     """Time per node is flat within 2x from 1k to 100k nodes: the best of a few runs each, on a machine that has other work, and
-    without the garbage collector, whose passes grow with the heap whoever fills it."""
-    per_node = {}
-    for nodes, repeats in ((1_000, 20), (10_000, 3), (100_000, 2)):
-        best = float("inf")
-        for _ in range(repeats):
-            graph = _chain(nodes)
-            gc.disable()
-            start = time.process_time()
-            run_joint(graph, numerics)
-            run_post_grad(graph)
-            best = min(best, time.process_time() - start)
-            gc.enable()
-        per_node[nodes] = best / nodes
-    print(per_node)
+    without the garbage collector, whose passes grow with the heap whoever fills it. The largest, which take most of the time, run
+    again only where another process may have slowed them down."""
+    per_node = dict.fromkeys((1_000, 10_000, 100_000), float("inf"))
+
+    def run(nodes):
+        graph = _chain(nodes)
+        gc.disable()
+        start = time.process_time()
+        run_joint(graph, numerics)
+        run_post_grad(graph)
+        per_node[nodes] = min(per_node[nodes], (time.process_time() - start) / nodes)
+        gc.enable()
+
+    for nodes in (*[1_000] * 20, *[10_000] * 3):
+        run(nodes)
+    for _ in range(2):
+        run(100_000)
+        if max(per_node.values()) <= 2 * min(per_node.values()):
+            break
     assert max(per_node.values()) <= 2 * min(per_node.values()), per_node

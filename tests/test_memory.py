@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import ste_compile
-from ste_compile.describe import bytes_of
+from ste_compile.inspection.describe import bytes_of
 
 from .against_eager import levels
 
@@ -111,7 +111,7 @@ def test_sites_among_sparse_tensors(name):
             pytest.skip("torch (2.15) itself traces no detach of a sparse tensor")
     graphs = [make_fx(fn, tracing_mode="fake")(*inputs) for _ in range(2)]
     (outcome,) = cancel(graphs[0].graph, recognise(graphs[0].graph), "algebraic")
-    assert outcome.action == action and (action != "left" or "torch.sparse_coo" in outcome.reason)
+    assert outcome.action == action and (action != "left" or "torch.sparse_coo" in str(outcome.why))
     (site,) = recognise(graphs[1].graph)
     tag(site)
     (outcome,) = fuse(graphs[1].graph)

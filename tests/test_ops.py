@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ste_compile.passes.ops import ORDERS, _gradients, rounded, straight_through
 
 import ste_compile
-from ste_compile.ops import ORDERS, _gradients, rounded, straight_through
 
 from .compare import assert_same_bits, hard_values
 

@@ -14,9 +14,11 @@ from itertools import pairwise
 
 import pytest
 
-from ste_compile import page as pages
-from ste_compile.report import Break, Figures, Graph, Line, Operand, Report, View
-from ste_compile.source import Frame
+from ste_compile.inspection import drawing
+from ste_compile.inspection import page as pages
+from ste_compile.inspection.figures import Figures
+from ste_compile.inspection.report import Break, Graph, Line, Operand, Report, View
+from ste_compile.inspection.source import Frame
 
 from .reports import SEED, big, small
 
@@ -282,11 +284,11 @@ def test_no_state_is_told_by_colour_alone(visit):
     """Given lines of every state, when colours are not seen, then a sign in the gutter and a spoken word tell the state."""
     page = visit(small())
 
-    for state, (sign, meaning) in pages.STATES.items():
+    for state, (sign, meaning) in drawing.STATES.items():
         gutters = page.query_selector_all(f".line.{state} .sign")
         assert gutters and all(g.text_content() == (f"{sign}{state}" if sign else "") for g in gutters), state
         assert not sign or (state in page.inner_text(".legend") and meaning in page.inner_text(".legend"))
-    assert len({sign for sign, _ in pages.STATES.values()}) == len(pages.STATES)
+    assert len({sign for sign, _ in drawing.STATES.values()}) == len(drawing.STATES)
     assert page.text_content("#g0-s0 svg g.deferred .tags") == "↓ deferred"
 
 
@@ -323,17 +325,17 @@ def test_the_drawing_shows_the_edges_downwards(visit):
     """Given a site's edges, when they are drawn, then every node is named once, operands are above their users and no boxes overlap."""
     graph = small().graphs[0]
     for site in graph.sites:
-        drawing = pages.draw(graph, site)
+        drawn = drawing.draw(graph, site)
 
-        at = {box.name: box for box in drawing.boxes}
-        assert set(at) == {node for edge in site.edges for node in edge} and len(at) == len(drawing.boxes)
+        at = {box.name: box for box in drawn.boxes}
+        assert set(at) == {node for edge in site.edges for node in edge} and len(at) == len(drawn.boxes)
         assert all(at[a].y + at[a].height < at[b].y for a, b in site.edges)
-        assert len(drawing.paths) == len(site.edges)
+        assert len(drawn.paths) == len(site.edges)
         assert all(
-            a.y != b.y or a.x + a.width < b.x or b.x + b.width < a.x for i, a in enumerate(drawing.boxes) for b in drawing.boxes[:i]
+            a.y != b.y or a.x + a.width < b.x or b.x + b.width < a.x for i, a in enumerate(drawn.boxes) for b in drawn.boxes[:i]
         )
-        assert all(box.x >= 0 and box.x + box.width <= drawing.width + 1 and box.y + box.height <= drawing.height for box in drawing.boxes)
-        roles = {box.name: box.role for box in drawing.boxes if box.role}
+        assert all(box.x >= 0 and box.x + box.width <= drawn.width + 1 and box.y + box.height <= drawn.height for box in drawn.boxes)
+        roles = {box.name: box.role for box in drawn.boxes if box.role}
         assert roles == {site.node: "site", site.value.node: "value", site.surrogates[0].node: "surrogate"}
     page = visit(small())
     overflowing = page.evaluate(
@@ -415,8 +417,9 @@ def test_a_big_report_stays_usable(visit):
 
 
 def test_importing_the_package_imports_none_of_the_pages_libraries():
-    """Given a fresh process, when ste_compile and its report are imported, then what only the page needs is not."""
-    program = "import sys, torch; known = set(sys.modules); import ste_compile.report; print(*({'jinja2', 'pygments', 'ste_compile.page'} & (set(sys.modules) - known)))"
+    """Given a fresh process, when ste_compile and its report are imported, then what only the page and the tables need is not."""
+    modules = {"jinja2", "pygments", "rich", *(f"ste_compile.inspection.{name}" for name in ("page", "drawing", "text"))}
+    program = f"import sys, torch; known = set(sys.modules); import ste_compile.inspection.report; print(*({modules} & (set(sys.modules) - known)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 

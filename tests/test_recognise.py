@@ -6,9 +6,9 @@ import operator
 
 import pytest
 import torch
-from ste_compile.passes import Outcome, cancel, number_values, recognise
+from ste_compile.passes import Outcome, Reason, cancel, number_values, recognise
 from ste_compile.passes.linear_form import LIMIT, Form
-from ste_compile.passes.values import is_backward
+from ste_compile.passes.nodes import is_backward
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .graphs import name_of
@@ -59,7 +59,7 @@ def test_a_near_miss_names_its_value_and_its_surrogate():
     """Given `s + (v - s)'` whose v itself adds up s. Broken by: one operand for the other in `_near_miss`; seen to fail."""
     (site,) = sites(lambda v, s: s + ((v + s) - s).detach(), 2)
     assert (names(site), site.order, site.negated) == (("add", ["s_1"]), "(v - s) + s", False)
-    assert site.tree == (site.root,) and site.refusal.startswith("its value adds up its own surrogate")
+    assert site.tree == (site.root,) and site.refusal == Reason.OWN_SURROGATE.of()
 
 
 def test_only_a_near_miss_is_reported_as_one():
@@ -112,9 +112,11 @@ def test_negations_on_both_sides_cancel(fn):
 def test_a_surrogate_may_add_any_number(number):
     """Broken by: the sign or the size of a number in `atom`; seen to fail."""
     (site,) = sites(lambda v, s: (v - (s + number)).detach() + (s + number), 2)
-    assert (site.needs, site.value.name, site.refusal) == ("algebraic", "v_1", "")
+    assert (site.needs, site.value.name, site.refusal) == ("algebraic", "v_1", None)
     assert not sites(lambda v, s: (s + number).detach() - (s + number), 2)
-    assert not [site for site in sites(lambda v, s: (v - (s + number)).detach() + (s - number), 2) if not site.refusal]
+    (apart,) = sites(lambda v, s: (v - (s + number)).detach() + (s - number), 2)
+    sign = "-" if number > 0 else "+"
+    assert str(apart.value) == f"v_1 {sign} {abs(number)} {sign} {abs(number)}"
 
 
 def test_a_value_far_from_its_site_is_found():
@@ -140,7 +142,7 @@ def test_the_search_for_a_value_ends(monkeypatch):
     asked, totals = [], Form.totals
     monkeypatch.setattr(Form, "totals", lambda form: asked.append(form) or totals(form))
     (site,) = sites(fn)
-    assert site.refusal.startswith("no node of the graph holds") and len(asked) <= 1 + 4 * LIMIT
+    assert str(site.value) == "add_99 + t_1" and len(asked) <= 1 + 4 * LIMIT
 
 
 def test_the_backward_is_not_looked_at():
@@ -226,7 +228,7 @@ def test_a_literal_is_a_constant_and_a_parameter_is_none(name, constant):
 def test_a_surrogate_may_be_added_twice():
     """Broken by: `combine` taking a second occurrence of the same sign for a cancellation; seen to fail."""
     *_, site = sites(lambda v, s: v + s + s - s.detach() - s.detach(), 2)
-    assert (names(site), site.refusal) == (("v_1", ["s_1"]), "")
+    assert (names(site), site.refusal) == (("v_1", ["s_1"]), None)
 
 
 F = torch.nn.functional

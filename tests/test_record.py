@@ -12,7 +12,8 @@ from torch._inductor.utils import fresh_cache
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ste_compile
-from ste_compile import hooks, record
+from ste_compile import hooks
+from ste_compile.inspection import contexts
 
 
 def model(h, s):
@@ -83,7 +84,7 @@ def logged():
 
 def records():
     gc.collect()
-    return set(record._records.values())
+    return set(contexts._records.values())
 
 
 @pytest.mark.parametrize("backend", ("ste_finite", "ste_aot_eager"))

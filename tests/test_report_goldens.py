@@ -138,10 +138,6 @@ alpha
     torch.sub(torch.add(v, s, alpha=2), s.detach(), alpha=2): left, alpha: eager's vectorised and scalar kernels themselves round it differently
         needs algebraic; value primals_1: bf16[4]; surrogate primals_2: f32[4]; frees 2 operators
         numerics='algebraic' would free 2 operators
-in_place
-    out.add_(s).sub_(s.detach()): fused, one operator, (v + s) - s
-        needs algebraic; value _to_copy: f32[4]; surrogate primals_2: f32[4]; frees 2 operators
-        numerics='algebraic' would free 2 operators
 negated
     -(s.detach() - s) + v: fused, its own arithmetic, every intermediate rounded
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 3 operators
@@ -158,6 +154,10 @@ python_scalar_reassociated
     (0.1 - s).detach() + s: fused, its own arithmetic, every intermediate rounded
         needs algebraic; value 0.1: Python number; surrogate primals_1: f32[4]; frees 2 operators
         numerics='algebraic' would free 2 operators
+in_place
+    out.add_(s).sub_(s.detach()): fused, one operator, (v + s) - s
+        needs algebraic; value _to_copy: f32[4]; surrogate primals_2: f32[4]; frees 2 operators
+        numerics='algebraic' would free 2 operators
 two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): fused, one operator, v + (s - s)
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 2 operators
@@ -165,9 +165,17 @@ two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): fused, one operator, v + (s - s)
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 4 operators
         numerics='finite' would free 4 operators
+residual_sum
+    (v + s + v.sin()) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees 3 operators
+        numerics='algebraic' would free 3 operators
+residual_difference
+    (s - v + v.sin() - 2.5) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value sin - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 4 operators
+        numerics='algebraic' would free 4 operators
 two_surrogates
-    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded; not cancelled: no node of the graph holds what is left after the surrogates cancel
-        needs algebraic; value None: ; surrogate primals_2: f32[4]; frees nothing
+    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees nothing
     v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
         needs algebraic; value primals_1: bf16[4]; surrogate sin_1: f32[4]; frees 6 operators
         numerics='algebraic' would free 6 operators
@@ -268,10 +276,6 @@ alpha
     torch.sub(torch.add(v, s, alpha=2), s.detach(), alpha=2): left, alpha: eager's vectorised and scalar kernels themselves round it differently
         needs algebraic; value primals_1: bf16[4]; surrogate primals_2: f32[4]; frees 2 operators
         numerics='algebraic' would free 2 operators
-in_place
-    out.add_(s).sub_(s.detach()): fused, one operator, (v + s) - s
-        needs algebraic; value _to_copy: f32[4]; surrogate primals_2: f32[4]; frees 2 operators
-        numerics='algebraic' would free 2 operators
 negated
     -(s.detach() - s) + v: cancelled, permitted by numerics='finite'
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 2 operators
@@ -285,14 +289,26 @@ python_scalar_reassociated
     (0.1 - s).detach() + s: fused, its own arithmetic, every intermediate rounded
         needs algebraic; value 0.1: Python number; surrogate primals_1: f32[4]; frees 2 operators
         numerics='algebraic' would free 2 operators
+in_place
+    out.add_(s).sub_(s.detach()): fused, one operator, (v + s) - s
+        needs algebraic; value _to_copy: f32[4]; surrogate primals_2: f32[4]; frees 2 operators
+        numerics='algebraic' would free 2 operators
 two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='finite'
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 1 operator
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='finite'
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 3 operators
+residual_sum
+    (v + s + v.sin()) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees 3 operators
+        numerics='algebraic' would free 3 operators
+residual_difference
+    (s - v + v.sin() - 2.5) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value sin - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 4 operators
+        numerics='algebraic' would free 4 operators
 two_surrogates
-    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded; not cancelled: no node of the graph holds what is left after the surrogates cancel
-        needs algebraic; value None: ; surrogate primals_2: f32[4]; frees nothing
+    v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees nothing
     v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
         needs algebraic; value primals_1: bf16[4]; surrogate sin_1: f32[4]; frees 6 operators
         numerics='algebraic' would free 6 operators
@@ -381,9 +397,6 @@ nested
 alpha
     torch.sub(torch.add(v, s, alpha=2), s.detach(), alpha=2): cancelled, permitted by numerics='algebraic'
         needs algebraic; value primals_1: bf16[4]; surrogate primals_2: f32[4]; frees 1 operator
-in_place
-    out.add_(s).sub_(s.detach()): cancelled, permitted by numerics='algebraic'
-        needs algebraic; value _to_copy: f32[4]; surrogate primals_2: f32[4]; frees 1 operator
 negated
     -(s.detach() - s) + v: cancelled, permitted by numerics='algebraic'
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 2 operators
@@ -396,14 +409,23 @@ python_scalar
 python_scalar_reassociated
     (0.1 - s).detach() + s: cancelled, permitted by numerics='algebraic'
         needs algebraic; value 0.1: Python number; surrogate primals_1: f32[4]; frees 1 operator
+in_place
+    out.add_(s).sub_(s.detach()): cancelled, permitted by numerics='algebraic'
+        needs algebraic; value _to_copy: f32[4]; surrogate primals_2: f32[4]; frees 1 operator
 two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='algebraic'
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 1 operator
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='algebraic'
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 3 operators
+residual_sum
+    (v + s + v.sin()) - s.detach(): cancelled, permitted by numerics='algebraic'
+        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees 2 operators
+residual_difference
+    (s - v + v.sin() - 2.5) - s.detach(): cancelled, permitted by numerics='algebraic'
+        needs algebraic; value sin - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 3 operators
 two_surrogates
     v + s + s.sin() - s.detach() - s.sin().detach(): cancelled, only another cancelled site used it
-        needs algebraic; value None: ; surrogate primals_2: f32[4]; frees nothing
+        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees nothing
     v + s + s.sin() - s.detach() - s.sin().detach(): cancelled, permitted by numerics='algebraic'
         needs algebraic; value primals_1: bf16[4]; surrogate sin_1: f32[4]; frees 5 operators
 site_of_site

@@ -20,18 +20,18 @@ from ste_compile import _torch, trial
 from .against_eager import seed
 from .private_names import outcome
 
-TREE = ast.parse(Path(_torch.__file__).read_text())
-# The imports at the top of `_torch.py`, but for modules: those cannot be hidden from one package alone.
+TREES = [ast.parse(path.read_text()) for path in sorted(Path(_torch.__file__).parent.glob("*.py"))]
+# The guarded imports at the top of a module of `_torch`, but for modules: those cannot be hidden from one package alone.
 IMPORTED = [
     f"{node.module}:{alias.name}"
-    for block in TREE.body if isinstance(block, ast.Try)
+    for tree in TREES for block in tree.body if isinstance(block, ast.Try)
     for node in block.body if isinstance(node, ast.ImportFrom)
     for alias in node.names
     if not isinstance(getattr(importlib.import_module(node.module), alias.name), types.ModuleType)
 ]  # fmt: skip
 FEATURES = {name: feature for feature, (_, names) in _torch.FEATURES.items() for name in names}
 EXPLAINED = ("breaks", "counts")
-CORE = [name for name in (*IMPORTED, *_torch.SETTINGS, *_torch.INDUCTOR) if name not in FEATURES]
+CORE = [name for name in (*IMPORTED, *_torch.SETTINGS, *_torch.INDUCTOR) if name not in (*FEATURES, *_torch.TESTING)]
 
 
 def compiled(backend, **kwargs):
@@ -54,7 +54,7 @@ def without():
 
 def test_every_way_to_compile_names_what_is_missing():
     """Given a torch without a private name, importing works, the oracle runs, and every way to compile gives the error.
-    Breaks if a private import escapes the guarded block of `_torch.py`, or a backend does not check first."""
+    Breaks if a private import escapes the guarded block in `_torch/imports.py`, or a backend does not check first."""
     script = """
         import torch
         from tests.private_names import hide
@@ -109,12 +109,12 @@ def test_without_a_name_that_testing_needs_there_is_one_error(without, name):
 
 
 def test_every_private_name_is_on_a_list():
-    """Breaks if a function of `_torch.py` imports a private name that nothing asks for first."""
+    """Breaks if a function of `_torch` imports a private name that nothing asks for first."""
     listed = {name.split(".", 1)[0] if ":" not in name else name.replace("()", "") for name in (*CORE, *FEATURES, *_torch.TESTING)}
     firsts = {f"{module}:{path.split('.')[0]}" for module, path in (name.split(":") for name in listed)}
     used = {
         f"{node.module}:{alias.name}"
-        for function in ast.walk(TREE) if isinstance(function, ast.FunctionDef)
+        for tree in TREES for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function) if isinstance(node, ast.ImportFrom) and node.module and "._" in node.module
         for alias in node.names
     }  # fmt: skip
@@ -143,16 +143,18 @@ def test_an_old_torch_is_refused_and_a_newer_one_is_tried(monkeypatch, version, 
             compiled("ste_aot_eager")
 
 
+def forget_trials():
+    for forget in (trial.try_all.cache_clear, _torch.can.cache_clear, _torch.failed.clear):
+        forget()
+
+
 @pytest.fixture
 def untried(monkeypatch):
     """A torch newer than any that was tried."""
     monkeypatch.setattr(_torch, "NEWEST", "2.10")
-    monkeypatch.setattr(_torch, "failed", {})
-    for cached in (trial.try_all, _torch.can):
-        cached.cache_clear()
+    forget_trials()
     yield
-    for cached in (trial.try_all, _torch.can):
-        cached.cache_clear()
+    forget_trials()
 
 
 def test_every_trial_works_here(untried):

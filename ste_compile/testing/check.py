@@ -15,15 +15,16 @@ from typing import Any, NoReturn
 import torch
 from torch.fx import GraphModule
 
-from .. import _torch, record
-from ..numerics import REMOVES
-from ..report import Site
+from .. import _torch
+from ..inspection import record
+from ..inspection.report import Site
+from ..passes import levels
 from .compare import describe, error, same_bits, stock_bound
-from .equivalence import OURS, STOCK, _own, _same_fact
+from .compiling import OURS, STOCK, own
 from .program import Program
-from .runs import Run, run
+from .runs import Run, run, same_fact
 
-LEVELS = tuple(REMOVES)
+LEVELS = tuple(levels.LEVELS)
 MODES = ("training", "inference")
 
 
@@ -76,9 +77,9 @@ def _check(program: Program, train: bool, levels: Sequence[str], name: str) -> c
     def stock(lines: set[int | None] | None) -> Run:
         done["stock"] += 1
         module = program.module(lines)
-        return ran(torch.compile(_own(module), backend=STOCK[name]), module)
+        return ran(torch.compile(own(module), backend=STOCK[name]), module)
 
-    compiled = torch.compile(_own(module), backend=backend)
+    compiled = torch.compile(own(module), backend=backend)
     eager = ran(module, module)
     done: collections.Counter[str] = collections.Counter()
     for level in levels:
@@ -105,7 +106,7 @@ def line_of(program: Program, site: Site) -> int | None:
 
 def cancelled_lines(program: Program, sites: Sequence[Site]) -> set[int | None]:
     """The lines whose site now has its value's value; not those that nothing reads any more."""
-    return {line_of(program, s) for s in sites if s.action == "cancelled" and s.reason.startswith("permitted")}
+    return {line_of(program, s) for s in sites if s.action == "cancelled" and s.why == "permitted"}
 
 
 def differences(
@@ -140,7 +141,7 @@ def _lines(program: Program, lines: set[int | None], sites: Sequence[Site]) -> I
 def _facts(ours: Run, eager: Run) -> list[str]:
     names = dict.fromkeys([*eager.facts, *ours.facts])
     pairs = {name: (ours.facts.get(name), eager.facts.get(name)) for name in names}
-    return [f"{name}: {mine}, and in eager {theirs}" for name, (mine, theirs) in pairs.items() if not _same_fact(mine, theirs)]
+    return [f"{name}: {mine}, and in eager {theirs}" for name, (mine, theirs) in pairs.items() if not same_fact(mine, theirs)]
 
 
 def _tensors(ours: Run, oracle: Run, lines: set[int | None], stock: Run | None = None) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import Numerics
+from ..passes.levels import LEVELS, Numerics
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ULP_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -112,7 +112,7 @@ def permitted(ours: Tensor, eager: Tensor, level: Numerics) -> Tensor:
     """Elementwise, what a level permits without a bound: the same bits; where it cancels sites also equal numbers, and anything
     where eager is not finite. A complex number is two elements, as in `same_bits`."""
     same = same_bits(ours, eager)
-    if level == "exact" or not (eager.is_floating_point() or eager.is_complex()):
+    if LEVELS[level].compared == "bits" or not (eager.is_floating_point() or eager.is_complex()):
         return same
     if eager.is_complex():
         ours, eager = torch.view_as_real(ours.resolve_conj()), torch.view_as_real(eager.resolve_conj())

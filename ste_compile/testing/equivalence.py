@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _torch, backends, hooks, record
-from .. import numerics as levels
-from ..numerics import Numerics
-from ..report import Site
+from .. import _torch, hooks
+from ..inspection import record
+from ..inspection.report import Site
+from ..passes import levels
+from ..passes.levels import DEFAULT, LEVELS, Numerics
 from ..state import modules_of
 from .compare import bitwise_equal, describe, error, largest, permitted, stock_bound, ulp
-from .runs import Run, run
+from .compiling import OURS, STOCK, fresh, own
+from .runs import Run, run, same_fact
 
-# our backend -> the same without the passes
-STOCK = {"ste_aot_eager": "aot_eager", "ste": "inductor"}
-OURS = {"ste_aot_eager": backends.ste_aot_eager, "ste": backends.ste}
-_calls = itertools.count()
 SHOWN = 8  # differences listed in a message
 
 
@@ -114,14 +111,14 @@ class Comparison:
     def ours(self) -> Run:
         backend = OURS[self.backend]
         with _torch.compiling_alone(), record.collect(graphs=False) as recorder:
-            done = self._run(lambda fn: torch.compile(_own(fn), backend=_fresh(backend), options={"numerics": self.numerics}))
+            done = self._run(lambda fn: torch.compile(own(fn), backend=fresh(backend), options={"numerics": self.numerics}))
         self.sites = recorder.sites()
         return done
 
     @cached_property
     def stock(self) -> Run:
         with _torch.compiling_alone():
-            return self._run(lambda fn: torch.compile(_own(fn), backend=STOCK[self.backend]))
+            return self._run(lambda fn: torch.compile(own(fn), backend=STOCK[self.backend]))
 
     @cached_property
     def wide(self) -> Run | Exception:
@@ -133,7 +130,7 @@ class Comparison:
     @property
     def level(self) -> Numerics:
         cancelled = any(site.action == "cancelled" for site in self.sites)
-        return self.numerics if cancelled else "exact"
+        return self.numerics if cancelled else DEFAULT
 
     def differences(self) -> list[str]:
         """In words, each thing about our run that differs from eager's and is neither permitted nor stock's own."""
@@ -141,7 +138,7 @@ class Comparison:
         found = []
         for name in dict.fromkeys([*eager.facts, *ours.facts]):
             have, want = ours.facts.get(name), eager.facts.get(name)
-            if not _same_fact(have, want) and not _same_fact(have, self.stock.facts.get(name)):
+            if not same_fact(have, want) and not same_fact(have, self.stock.facts.get(name)):
                 found.append(f"{name}: {_fact(have)}, and in eager {_fact(want)}")
         for name in dict.fromkeys([*eager.tensors, *ours.tensors]):
             found += self._tensor(name, ours.tensors.get(name), eager.tensors.get(name))
@@ -171,11 +168,11 @@ class Comparison:
         if wrong.any() and (eager.is_floating_point() or eager.is_complex()):
             if self.backend == "ste":
                 wrong, note = self._no_further_than_stock(name, ours, eager, wrong)
-            if wrong.any() and self.level == "algebraic":
+            if wrong.any() and LEVELS[self.level].compared == "bound":
                 wrong, note = self._no_further_than_eager(name, ours, eager, wrong)
         if wrong.any():
             yield f"{name}: {describe(ours, eager, wrong)}{note}"
-        elif self.level != "exact" and eager.numel() and not eager.isfinite().any():
+        elif LEVELS[self.level].compared != "bits" and eager.numel() and not eager.isfinite().any():
             yield f"{name}: eager is nowhere finite, and of that numerics={self.numerics!r} promises nothing: use other inputs"
 
     def _no_further_than_stock(self, name: str, ours: Tensor, eager: Tensor, wrong: Tensor) -> tuple[Tensor, str]:
@@ -231,30 +228,6 @@ def _sites(sites: Sequence[Site]) -> list[str]:
     return ["sites of the model:", *(f"  {site}" for site in sites)] if sites else ["no site was found in the model"]
 
 
-def _same_fact(a: Any, b: Any) -> bool:
-    try:
-        return type(a) is type(b) and bool(a == b or (a != a and b != b))
-    except Exception:  # an object that does not compare
-        return a is b
-
-
 def _fact(fact: Any) -> str:
     text = repr(fact)
     return text if len(text) < 200 else text[:197] + "..."
-
-
-def _own(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` behind a code object of its own: Dynamo keeps the compiled versions of one code object in one list, so that a shared
-    one would find the compiled code of others there, and count against the recompile limit. And of a name of its own: what
-    Dynamo has learned of the sizes of one name's arguments, it makes symbolic when the name comes again."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
-
-    call.__code__ = call.__code__.replace(co_name=f"call_{next(_calls)}")
-    return call
-
-
-def _fresh(backend: Callable[..., Any]) -> Callable[..., Any]:
-    """A backend that equals no other, so that after a graph break no code compiled by others is found."""
-    return lambda gm, inputs, **kwargs: backend(gm, inputs, **kwargs)

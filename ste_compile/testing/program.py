@@ -74,7 +74,7 @@ class Program:
 
     def source(self, traced: bool = False) -> str:
         """The forward, without the marks."""
-        return self._source(lambda _, text: _plain(text), traced)
+        return self._source(lambda _, text: plain(text), traced)
 
     def _source(self, written: Callable[[int, str], str], traced: bool = False) -> str:
         indent = "    " * (2 if self.autocast else 1)
@@ -120,5 +120,6 @@ class Program:
         return "\n".join(["class Model(nn.Module):", *init, *forward, "", "arguments = [", *arguments, "]"])
 
 
-def _plain(text: str) -> str:
-    return SITE.sub(lambda site: site[1] if text[: site.start()].endswith(" = ") else f"({site[1]})", text)
+def plain(text: str, part: int = 1) -> str:
+    """A line without the mark: with the site's expression, or with its value, which is part 2."""
+    return SITE.sub(lambda site: site[part] if text[: site.start()].endswith(" = ") else f"({site[part]})", text)

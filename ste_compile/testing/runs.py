@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .. import _torch
 from ..state import state_kept
 
 WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
@@ -48,8 +47,8 @@ def run(
         differentiable = [leaf.requires_grad for leaf in leaves]  # before the call: a mutated one may come to need a gradient
         names = _argument_names(args, kwargs)
         out = fn(*args, **kwargs)
-        outputs = {_path("output", path): leaf for path, leaf in pytree.tree_flatten_with_path(out)[0]}
-        done.facts["structure of the output"] = pytree.tree_structure(out)
+        outputs = {_path("output", path): leaf for path, leaf in _torch.pytree.tree_flatten_with_path(out)[0]}
+        done.facts["structure of the output"] = _torch.pytree.tree_structure(out)
         note_outputs(done, outputs, {**names, **state})
         done.tensors |= {n: t.detach().clone() for n, t in outputs.items() if isinstance(t, Tensor)}
         done.tensors |= {f"{n} after the call": t.detach().clone() for n, t in names.items()}
@@ -74,12 +73,12 @@ def _state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 def _argument_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     leaves = [(_path(f"argument {i}", path), leaf)
               for i, a in [*enumerate(args), *((repr(k), v) for k, v in kwargs.items())]
-              for path, leaf in pytree.tree_flatten_with_path(a)[0]]  # fmt: skip
+              for path, leaf in _torch.pytree.tree_flatten_with_path(a)[0]]  # fmt: skip
     return {name: leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
 
 
 def _path(name: str, path: Any) -> str:
-    return name + pytree.keystr(path)
+    return name + _torch.pytree.keystr(path)
 
 
 def _copied(tree: Any, wide: bool) -> tuple[list[Tensor], Any]:
@@ -100,7 +99,7 @@ def _copied(tree: Any, wide: bool) -> tuple[list[Tensor], Any]:
         return made[id(leaf)][1]
 
     made: dict[int, tuple[Tensor, Tensor]] = {}
-    tree = pytree.tree_map(copied, tree)
+    tree = _torch.pytree.tree_map(copied, tree)
     return leaves, tree
 
 
@@ -120,6 +119,13 @@ def note_outputs(done: Run, outputs: dict[str, Any], inputs: dict[str, Tensor]) 
             if _storage(t) is not None and _storage(t) == _storage(out)
         ]  # fmt: skip
         before[name] = out
+
+
+def same_fact(a: Any, b: Any) -> bool:
+    try:
+        return type(a) is type(b) and bool(a == b or (a != a and b != b))
+    except Exception:  # an object that does not compare
+        return a is b
 
 
 def _seen_strides(tensor: Tensor) -> tuple[int | None, ...]:
@@ -149,9 +155,9 @@ def _ungraphed(tensor: Tensor) -> bool:
     return tensor.grad_fn is None and tensor._base is not None and tensor._base.requires_grad
 
 
-class _Wide(TorchDispatchMode):
+class _Wide(_torch.TorchDispatchMode):
     """Makes float64 of every narrower floating dtype that code asks for by name. (Autocast leaves float64 alone by itself.)"""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = pytree.tree_map_only(torch.dtype, lambda d: WIDER.get(d, d), (args, kwargs or {}))
+        args, kwargs = _torch.pytree.tree_map_only(torch.dtype, lambda d: WIDER.get(d, d), (args, kwargs or {}))
         return func(*args, **kwargs)

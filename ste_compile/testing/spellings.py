@@ -1,4 +1,4 @@
-"""Straight-through sites, and what only looks like one, as source text.
+"""Straight-through sites, and what only looks like one, as source text: random programs draw them, and tests compile them.
 
 `v` is the value, `s` the surrogate, `m` a large number without a gradient; all are names of tensors. A line may hold one site,
 written `SITE(expression; value)`: a program reads it as the expression, and the oracle of the levels that cancel it as the value
@@ -8,58 +8,81 @@ with the expression's gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from ..passes.levels import Numerics
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """`lines` are assignments, of which the last gives the result. `same`: the operands must have one dtype and shape."""
+    """`lines` are assignments, of which the last gives the result. `same`: the operands must have one dtype and shape.
+
+    One that `needs` a level to remove its surrogate is tested alone too, as a function of `operands`: of the same lines, or of
+    `function`, whose last line is the result, where it is written otherwise than a program, with a site a line, can be.
+    """
 
     name: str
     lines: tuple[str, ...]
+    needs: Numerics | None = None
+    operands: str = "v, s"
+    function: tuple[str, ...] = ()
     same: bool = False
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the value is a Python number."""
+        return "torch.tensor(" in self.lines[-1]
 
-def _site(name: str, expression: str, value: str = "{v}", **options: bool) -> Spelling:
-    return Spelling(name, (f"{{out}} = SITE({expression}; {value})",), **options)
+
+def _site(name: str, needs: Numerics, expression: str, value: str = "{v}", **more: Any) -> Spelling:
+    return Spelling(name, (f"{{out}} = SITE({expression}; {value})",), needs, **more)
 
 
 SITES = (
-    _site("seed", "{v} + ({s} - {s}.detach())"),
-    _site("seed_commuted", "({s} - {s}.detach()) + {v}"),
-    _site("seed_subtracted", "{v} - ({s}.detach() - {s})"),
-    _site("seed_data", "{v} + ({s} - {s}.data)"),
-    _site("cast_before_detach", "{v} + ({s}.to({v}.dtype) - {s}.to({v}.dtype).detach())"),
-    _site("cast_after_detach", "{v} + ({s}.to({v}.dtype) - {s}.detach().to({v}.dtype))"),
-    _site("cast_type_as", "{v} + ({s}.type_as({v}) - {s}.type_as({v}).detach())"),
-    _site("cast_float", "{v} + ({s}.float() - {s}.float().detach())"),
-    _site("cast_bfloat16", "{v} + ({s}.bfloat16() - {s}.detach().bfloat16())"),
-    _site("cast_twice", "{v} + ({s}.half().to({v}.dtype) - {s}.half().to({v}.dtype).detach())"),
-    _site("cast_difference", "{v} + ({s} - {s}.detach()).to({v}.dtype)"),
-    _site("vq", "{s} + ({v} - {s}).detach()"),
-    _site("vq_commuted", "({v} - {s}).detach() + {s}"),
-    _site("vq_subtracted", "{s} - ({s} - {v}).detach()"),
-    _site("gumbel", "{v} - {s}.detach() + {s}"),
-    _site("gumbel_parentheses", "({v} - {s}).detach() + {s}"),
-    _site("five_term", "{v}.detach() - {s}.detach() + {s}"),
-    _site("trailing", "{v} + {s} - {s}.detach()"),
-    _site("trailing_detached", "{v}.detach() + {s} - {s}.detach()"),
-    _site("clip", "{s} - {s}.detach() + torch.clip({s}, -1, 1).detach()", "torch.clip({s}, -1, 1)"),
-    _site("gradient_scale", "({s} - {s} * 0.3).detach() + {s} * 0.3", "{s}"),
-    _site("blend", "{s}.detach() + ({s} - {s}.detach()) * 0.3", "{s}"),
-    _site("blend_tensor", "{s}.detach() + ({s} - {s}.detach()) * {v}", "{s}"),
-    Spelling("nested", ("{out} = {s} * SITE({v}.detach() - {s}.detach() + {s}; {v})",)),
-    _site("alpha", "torch.sub(torch.add({v}, {s}, alpha=2), {s}.detach(), alpha=2)"),
-    _site("negated", "-({s}.detach() - {s}) + {v}"),
-    _site("value_subtracted", "({s} - {s}.detach()) - {v}", "-{v}"),
-    _site("python_scalar", "1.0 + ({s} - {s}.detach()) * {v}", "torch.tensor(1.0)"),
-    _site("python_scalar_reassociated", "(0.1 - {s}).detach() + {s}", "torch.tensor(0.1, dtype=torch.float64)"),
-    Spelling("in_place", ("{a} = {v}.clone()", "{a}.add_({s})", "{out} = SITE({a}.sub_({s}.detach()); {v})"), same=True),
+    _site("seed", "finite", "{v} + ({s} - {s}.detach())"),
+    _site("seed_commuted", "finite", "({s} - {s}.detach()) + {v}"),
+    _site("seed_subtracted", "finite", "{v} - ({s}.detach() - {s})"),
+    _site("seed_data", "finite", "{v} + ({s} - {s}.data)"),
+    _site("cast_before_detach", "finite", "{v} + ({s}.to({v}.dtype) - {s}.to({v}.dtype).detach())"),
+    _site("cast_after_detach", "finite", "{v} + ({s}.to({v}.dtype) - {s}.detach().to({v}.dtype))"),
+    _site("cast_type_as", "finite", "{v} + ({s}.type_as({v}) - {s}.type_as({v}).detach())"),
+    _site("cast_float", "finite", "{v} + ({s}.float() - {s}.float().detach())"),
+    _site("cast_bfloat16", "finite", "{v} + ({s}.bfloat16() - {s}.detach().bfloat16())"),
+    _site("cast_double", "finite", "{v} + ({s}.half().to({v}.dtype) - {s}.half().to({v}.dtype).detach())"),
+    _site("cast_difference", "finite", "{v} + ({s} - {s}.detach()).to({v}.dtype)"),
+    _site("vq", "algebraic", "{s} + ({v} - {s}).detach()", operands="q, x"),
+    _site("vq_commuted", "algebraic", "({v} - {s}).detach() + {s}", operands="q, x"),
+    _site("vq_subtracted", "algebraic", "{s} - ({s} - {v}).detach()", operands="q, x"),
+    _site("gumbel", "algebraic", "{v} - {s}.detach() + {s}", operands="hard, soft"),
+    _site("gumbel_parentheses", "algebraic", "({v} - {s}).detach() + {s}", operands="hard, soft"),
+    _site("five_term", "algebraic", "{v}.detach() - {s}.detach() + {s}", operands="hard, x"),
+    _site("trailing", "algebraic", "{v} + {s} - {s}.detach()", operands="hard, soft"),
+    _site("trailing_detached", "algebraic", "{v}.detach() + {s} - {s}.detach()", operands="hard, soft"),
+    _site("clip", "finite", "{s} - {s}.detach() + torch.clip({s}, -1, 1).detach()", "torch.clip({s}, -1, 1)", operands="v, x"),
+    _site("gradient_scale", "algebraic", "({s} - {s} * 0.3).detach() + {s} * 0.3", "{s}", operands="v, x"),
+    _site("blend", "finite", "{s}.detach() + ({s} - {s}.detach()) * 0.3", "{s}", operands="v, x"),
+    _site("blend_tensor", "finite", "{s}.detach() + ({s} - {s}.detach()) * {v}", "{s}", operands="v, x"),
+    Spelling("nested", ("{out} = {s} * SITE({v}.detach() - {s}.detach() + {s}; {v})",), "algebraic", operands="mask, x"),
+    _site("alpha", "algebraic", "torch.sub(torch.add({v}, {s}, alpha=2), {s}.detach(), alpha=2)"),
+    _site("negated", "finite", "-({s}.detach() - {s}) + {v}"),
+    _site("value_subtracted", "finite", "({s} - {s}.detach()) - {v}", "-{v}"),
+    _site("python_scalar", "finite", "1.0 + ({s} - {s}.detach()) * {v}", "torch.tensor(1.0)"),
+    _site("python_scalar_reassociated", "algebraic", "(0.1 - {s}).detach() + {s}", "torch.tensor(0.1, dtype=torch.float64)"),
+    Spelling("in_place", ("{a} = {v}.clone()", "{a}.add_({s})", "{out} = SITE({a}.sub_({s}.detach()); {v})"), "algebraic",
+             function=("{out} = {v}.to(torch.promote_types({v}.dtype, {s}.dtype), copy=True)",
+                       "{out}.add_({s}).sub_({s}.detach())", "{out}"), same=True),
     Spelling("in_place_zero", ("{a} = {s}.clone()", "{a}.sub_({s}.detach())", "{out} = SITE({a}.add_({v}); {v})"), same=True),
     Spelling("two_seeds", ("{a} = SITE({v} + ({s} - {s}.detach()); {v})", "{b} = {s}.tanh()",
-                           "{out} = SITE({a} + ({b} - {b}.detach()); {a})")),
-    Spelling("two_surrogates", ("{out} = SITE({v} + {s} + {s}.sin() - {s}.detach() - {s}.sin().detach(); {v})",)),
+                           "{out} = SITE({a} + ({b} - {b}.detach()); {a})"), "finite",
+             function=("{v} + ({s} - {s}.detach()) + ({s}.tanh() - {s}.tanh().detach())",)),
+    _site("residual_sum", "algebraic", "({v} + {s} + {v}.sin()) - {s}.detach()",
+          "{v}.to({s}.dtype) + {v}.sin().to({s}.dtype)", same=True),
+    _site("residual_difference", "algebraic", "({s} - {v} + {v}.sin() - 2.5) - {s}.detach()",
+          "{v}.sin().to({s}.dtype) - {v}.to({s}.dtype) - 2.5", same=True),
+    _site("two_surrogates", "algebraic", "{v} + {s} + {s}.sin() - {s}.detach() - {s}.sin().detach()"),
     Spelling("site_of_site", ("{a} = SITE({v} + ({s} - {s}.detach()); {v})", "{b} = {s}.sin()",
-                              "{out} = SITE({b} + ({a} - {b}).detach(); {a})")),
+                              "{out} = SITE({b} + ({a} - {b}).detach(); {a})"), "algebraic",
+             function=("{s}.sin() + (({v} + ({s} - {s}.detach())) - {s}.sin()).detach()",)),
     Spelling("shared_surrogate", ("{a} = SITE({v} + ({s} - {s}.detach()); {v})", "{b} = {v}.sin()",
                                   "{b} = SITE({b} + ({s} - {s}.detach()); {b})", "{out} = {a} * {b}")),
     Spelling("shared_zero", ("{a} = {s} - {s}.detach()", "{b} = SITE({v} + {a}; {v})", "{c} = {v}.sin()",
@@ -68,7 +91,7 @@ SITES = (
                                    "{out} = {c} * {b}")),
     Spelling("no_grad", ("with torch.no_grad(): {a} = {v} - {s}", "{out} = SITE({s} + {a}; {v})  # no_grad")),
     Spelling("no_grad_surrogate", ("with torch.no_grad(): {a} = {s}.clone()", "{out} = SITE({v} + ({s} - {a}); {v})  # no_grad")),
-    _site("detach_in_place", "{s} + ({v} - {s}).detach_()"),
+    Spelling("detach_in_place", ("{out} = SITE({s} + ({v} - {s}).detach_(); {v})",)),
     Spelling("detached_clone", ("{a} = {s}.clone()", "{a}.detach_()", "{out} = SITE({v} + ({s} - {a}); {v})")),
     Spelling("viewed_zero", ("{a} = ({s} - {s}.detach()).flatten().reshape({s}.shape)", "{out} = SITE({v} + {a}; {v})")),
 )  # fmt: skip

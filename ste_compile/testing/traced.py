@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from .. import _torch, hooks, record
-from ..passes.values import arg
+from .. import _torch, hooks
+from ..inspection import record
+from ..passes.nodes import arg
 from .check import LEVELS, cancelled_lines, differences, fail
 from .program import Program
 from .runs import Run, note_outputs

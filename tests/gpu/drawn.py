@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from ste_compile.passes import recognise
-from ste_compile.passes.values import COPIES, MARKERS, is_cast
+from ste_compile.passes.nodes import COPIES, MARKERS, is_cast
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ste_compile.testing.builder import Builder, Variable
 from ste_compile.testing.program import Line, Program
-from ste_compile.testing.strategies import DTYPES, Builder, Variable
+from ste_compile.testing.vocabulary import DTYPES
 
 aten = torch.ops.aten
 # What spellings compute beside the site is transcendental, and a GPU's own: here products, and what rounds nothing.

@@ -71,11 +71,17 @@ def negated_product(host, a, g):
     return (host + surrogate) - surrogate.detach()
 
 
+def read_by_another(x, a, g):
+    surrogate = a * g
+    value = surrogate + (a - surrogate).detach()
+    return x + (value - x).detach()
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (
         seed, host, product_plus, dequantised, both_products, two_surrogates, leaf_last, scaled_zero, scaled_difference, number,
-        product_of_sites, broadcast, negated_product,
+        product_of_sites, broadcast, negated_product, read_by_another,
     )
 }  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}

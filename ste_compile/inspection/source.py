@@ -1,8 +1,8 @@
 """Where a node comes from in the user's source: file, line, and the expression as it was written.
 
-Read from `node.meta["stack_trace"]`, which Dynamo fills: one frame a call, outermost first, with its code where the file can be
-read, and from torch 2.13 on underlined (`^^^`) from where the expression begins; from Python 3.13 on not where that is all that a
-statement computes.
+It is read from `node.meta["stack_trace"]`, which Dynamo fills: one frame for each call, outermost first. A frame quotes its line
+of code, where the file can be read. From torch 2.13 on, marks (`^^^`) underline it from where the expression begins; from Python
+3.13 on there are none where the expression is all that the statement computes.
 
 A model of many layers has few places in its source. Each is looked up once, and again when its file has been edited.
 """
@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch.fx import Node
 
-from . import passes
+from .. import passes
 
 _FRAME = re.compile(
     r'File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)(?:\n {4}(?P<code>.*)(?:\n {4}(?P<marks>[ ~^]+)$)?)?', re.M
 )
-_RESUMED = re.compile(r"^torch_dynamo_resume_in_(?P<function>.+)_at_(?P<line>\d+)$")  # Dynamo's name for the rest of a frame
-_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, passes.__file__, __file__))
+_RESUMED = re.compile(r"^torch_dynamo_resume_in_(?P<function>.+)_at_(?P<line>\d+)$")
+_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, passes.__file__, Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def _place(trace: str) -> str:
 
 
 def forget_edited() -> None:
-    """Read again, from now on, what has been edited. Called once a compilation: to ask the file system of each node is slow."""
+    """Forget what was read of files that have been edited since. Called once a compilation: to ask the file system for each node
+    would be slow."""
     for file, known in tuple(_files.items()):
         linecache.checkcache(file)
         if known.lines != linecache.getlines(file):
@@ -84,14 +85,20 @@ def _calls(trace: str) -> Iterator[tuple[Frame, str]]:
     """The frames of a stack trace with the code it quotes, and its marks."""
     for match in _FRAME.finditer(trace):
         file, line, function, code, marks = match.group("file", "line", "function", "code", "marks")
-        resumed = _RESUMED.match(function)
-        begun = (resumed["function"], int(resumed["line"])) if resumed else (function, None)
-        yield Frame(file, int(line), begun[0], (code or "").strip(), begun[1]), marks or ""
+        name, resumed_at = resumed(function)
+        yield Frame(file, int(line), name, (code or "").strip(), resumed_at), marks or ""
+
+
+def resumed(function: str) -> tuple[str, int | None]:
+    """(function, line of the graph break) of Dynamo's name for what runs the rest of a function after a break, such as
+    `torch_dynamo_resume_in_forward_at_12`; (name, None) of any other name."""
+    match = _RESUMED.match(function)
+    return (match["function"], int(match["line"])) if match else (function, None)
 
 
 def _expression(file: str, line: int, code: str, marks: str) -> str:
-    """The whole expression that begins where the marks begin, as Dynamo marks on to the end of the line (2.11 to 2.15); without
-    marks what the statement computes."""
+    """The longest expression that begins where the marks begin. Where they end says nothing: Dynamo marks to the end of the line
+    (2.11 to 2.15). Without marks, what the statement computes; `code` where neither is found."""
     known = _file(file)
     source = known.lines[line - 1] if line <= len(known.lines) else ""
     begins = len(source) - len(source.lstrip()) + len(marks) - len(marks.lstrip())
@@ -122,8 +129,8 @@ _Span = tuple[int, int, int, int]  # first line, column there, last line, column
 
 @dataclass(frozen=True)
 class _File:
-    """A file's lines, its expressions by their first line, and those that statements compute by the statement's; no expressions
-    where it cannot be read any more."""
+    """A file's lines; its expressions, by their first line; and those that are the value of a statement, by the statement's first
+    line. Without expressions where the file cannot be read any more."""
 
     lines: list[str]
     expressions: dict[int, list[_Span]]

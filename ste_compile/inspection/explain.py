@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from . import _torch, record
-from . import numerics as levels
-from .backends import compile_with
+from .. import _torch
+from ..backends import compile_with
+from ..hooks import JOINT, POST_GRAD
+from ..options import chained, inductor_options
+from ..passes import levels
+from ..passes.levels import Numerics
+from ..passes.meta import OWNER
+from ..state import modules_of, state_kept
 from .breaks import graph_breaks
-from .describe import bytes_of, figures, line, saved_by
-from .hooks import JOINT, POST_GRAD
-from .numerics import Numerics
-from .options import chained, inductor_options
+from .describe import bytes_of, count, line, saved_by
+from .figures import NOT_MEASURED, NOTHING, Figures
+from .graph_record import STOCK, Record
 from .progress import doing
-from .report import Figures, Report
-from .state import modules_of, state_kept
+from .record import Recorder, recording
+from .report import Report
 
-OWNER = "ste_compile_owner"  # the entry of `node.meta` that says which site keeps a node in stock's forward
-NOTHING = Figures(0, 0, 0, 0, 0, 0)
-POST_FUSION = "_post_fusion_custom_pass"
 Site = tuple[int, int]  # (which record, which site of it)
 
 
@@ -41,7 +41,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     Args:
         fn: a module, a function, or what `torch.compile` made of one.
         args, kwargs: what to call it with. Grad mode, autocast and `torch._dynamo.mark_dynamic` count as they do in any call.
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.numerics`).
+        numerics: "exact", "finite" or "algebraic" (see `ste_compile.passes.levels`).
 
     A line on the terminal, if there is one, says how far it is.
 
@@ -65,13 +65,13 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
     if not callable(fn):
         raise TypeError(f"fn must be a module or a function, got {type(fn).__name__}")
     fn = _torch.uncompiled(fn)
-    recorder, ours = record.Recorder(), _Meter()
+    recorder, ours = Recorder(), _Meter()
     options = inductor_options(numerics=numerics)
-    with record.recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={numerics!r}, 1 of 2"):
+    with recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={numerics!r}, 1 of 2"):
         _run(fn, args, kwargs, {**options, **_after_fusion(ours.scheduled)})
     for each in recorder.records:
         for kind, counted in each.parts.items():
-            each.parts[kind] = counted | ours.totals.get((each.compilation, kind), Figures())
+            each.parts[kind] = counted | ours.totals.get((each.compilation, kind), NOT_MEASURED)
     stock = _StockMeter(recorder.records)
     hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
     with doing("compiling as stock does, 2 of 2"):
@@ -87,7 +87,7 @@ def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _after_fusion(look: Callable[[Any], Any]) -> dict[str, Any]:
-    return {POST_FUSION: _plain(look)} if _torch.can("counts") else {}
+    return {_torch.POST_FUSION: _plain(look)} if _torch.can("counts") else {}
 
 
 class _Meter:
@@ -107,10 +107,10 @@ class _Meter:
 class _StockMeter:
     """The same of stock's graphs, and of each what the marked nodes come to."""
 
-    def __init__(self, records: Sequence[record.Record]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
         self.marked = 0  # joint graphs met
-        self.current: dict[Any, record.Record] = {}  # by stock's compilation
+        self.current: dict[Any, Record] = {}  # by stock's compilation
         self.frees: dict[Site, Figures] = defaultdict(lambda: NOTHING)
 
     def mark(self, graph: Graph) -> None:
@@ -128,13 +128,13 @@ class _StockMeter:
         each = self.current.get(_torch.compilation())
         if each is None:
             return
-        kind = record.kind_of(graph, each)
-        each.stock[kind] = each.stock.get(kind, Figures()) | figures(graph.nodes)
-        each.views[f"stock {kind}"] = [line(node) for node in graph.nodes]
+        kind = each.kind_of(graph)
+        each.stock[kind] = each.stock.get(kind, NOT_MEASURED) | count(graph.nodes)
+        each.views[STOCK[kind]] = [line(node) for node in graph.nodes]
         if kind == "backward":
             return
         for site, nodes in _by_owner(graph.nodes).items():
-            self.frees[site] += figures(nodes) | Figures(kernels=0, bytes_read=0, bytes_written=0, bytes_saved=0)
+            self.frees[site] += count(nodes) | Figures(kernels=0, bytes_read=0, bytes_written=0, bytes_saved=0)
         if kind == "forward":
             each.stock[kind] |= Figures(bytes_saved=bytes_of(saved_by(graph)))
             for site, nodes in _by_owner(saved_by(graph)).items():
@@ -146,7 +146,7 @@ class _StockMeter:
         kind, kernels, made_by = _torch.kernels(nodes)
         if (each := self.current.get(_torch.compilation())) is None:
             return nodes
-        each.stock[kind] = each.stock.get(kind, Figures()) | _traffic(kernels)
+        each.stock[kind] = each.stock.get(kind, NOT_MEASURED) | _traffic(kernels)
         for kernel in kernels if kind != "backward" else ():
             whole = self._owner(kernel.origins)
             if whole:
@@ -199,9 +199,9 @@ def _run(fn: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]
     def backend(gm: Any, inputs: Any) -> Any:
         return compile_with(gm, inputs, options)
 
-    args, kwargs = tree_map_only(Tensor, _own_graph, (args, kwargs))
+    args, kwargs = _torch.pytree.tree_map_only(Tensor, _own_graph, (args, kwargs))
     with kept(fn, args, kwargs):
-        outputs = tree_leaves(_torch.compiled_apart(fn, backend)(*args, **kwargs))
+        outputs = _torch.pytree.tree_leaves(_torch.compiled_apart(fn, backend)(*args, **kwargs))
         outputs = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
         if leaves := _leaves(outputs):  # `grad`, not `backward`: it neither accumulates nor calls the hooks on accumulation
             torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
@@ -226,6 +226,6 @@ def _leaves(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 def kept(fn: Callable[..., Any], args: Any, kwargs: Any) -> contextlib.AbstractContextManager[None]:
     """Whatever a call of `fn` with these arguments may change is afterwards as it was."""
-    leaves = tree_leaves((args, kwargs))
+    leaves = _torch.pytree.tree_leaves((args, kwargs))
     modules = [*modules_of(fn).values(), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
     return state_kept(modules, [leaf for leaf in leaves if isinstance(leaf, Tensor)])

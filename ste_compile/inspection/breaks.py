@@ -1,8 +1,10 @@
-"""Where Dynamo stopped, why, and what of it runs in eager: what `explain` would else show as no graph, or as none with a site.
+"""Where Dynamo stopped, why, and what runs in eager for it. Without it a model that is not compiled looks like one without sites.
 
-    for each break        the log that TORCH_LOGS=graph_breaks prints: a place and a reason
-    for a skipped frame   Dynamo's metrics of the compilation: which function it gave up
-    for a skipped rest    the reason of a graph after which Dynamo did not resume
+    graph_breaks    all breaks of what is compiled in a block, read off three places:
+                        each break        the log that TORCH_LOGS=graph_breaks prints: a place and a reason
+                        a skipped frame   Dynamo's metrics of the compilation: the function that it gave up
+                        a skipped rest    the reasons of breaks after which Dynamo did not resume
+    break_before    the break after which a site's code was resumed
 """
 
 from __future__ import annotations
@@ -10,17 +12,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
-from . import _torch
+from .. import _torch
 from .report import Break
+from .source import Frame, resumed
 
-LOG = "torch._dynamo.symbolic_convert.__graph_breaks"
 _LOGGED = re.compile(
     r"in user code at (?P<file>[^\n]+):(?P<line>\d+)\nGraph Break Reason: (?P<reason>.*?)(?:\n+User code traceback:|\Z)", re.S
 )
-_RESUMED = re.compile(r"^torch_dynamo_resume_in_(.+)_at_\d+$")
+# The end of a part into which DDPOptimizer cuts a graph, so that gradients are sent while others are computed.
+CUT = Break("", 0, "DDPOptimizer's between buckets of gradients (`bucket_cap_mb`, `torch._dynamo.config.optimize_ddp`)")
+_UNKNOWN = "for a reason Dynamo did not keep"
+
+
+def break_before(stack: Sequence[Frame]) -> Break | None:
+    """The graph break after which one of these calls was resumed; None where each ran from its start."""
+    for frame in stack:
+        if frame.resumed_at is not None:
+            reason = _torch.graph_break_reason(frame.file, frame.resumed_at)
+            return Break(frame.file, frame.resumed_at, reason or _UNKNOWN)
+    return None
 
 
 @contextlib.contextmanager
@@ -40,7 +52,7 @@ def graph_breaks() -> Iterator[list[Break]]:
             yield breaks
     finally:
         for stop in utils.graph_break_reasons[reasons:]:
-            if stop.reason == "step_unsupported" and stop.user_stack:
+            if stop.reason == "step_unsupported" and stop.user_stack:  # Dynamo's word for a break after which it does not resume
                 frame = stop.user_stack[-1]
                 _add(found, frame.filename, frame.lineno or 0, "", _function(frame.name, rest=True))
         for tried in utils.get_compilation_metrics()[metrics:]:
@@ -54,23 +66,16 @@ def graph_breaks() -> Iterator[list[Break]]:
 
 
 def _add(found: dict[tuple[str, int], Break], file: str, line: int, reason: str, eager: str = "") -> None:
+    """One break for each place: its first reason, and what runs in eager for it once that is known."""
     known = found.get((file, line))
-    words = known.reason if known else _sentence(reason)
+    words = known.reason if known else _torch.break_in_words(reason) or _UNKNOWN
     found[file, line] = Break(file, line, words, eager or (known.eager if known else ""))
 
 
 def _function(name: str, rest: bool = False) -> str:
-    resumed = _RESUMED.match(name)
-    return f"the rest of {resumed[1] if resumed else name}" if resumed or rest else name
-
-
-def _sentence(reason: str) -> str:
-    """What Dynamo met and how it explains that, without what it did then, hints, and debug output."""
-    lines = [text.strip() for text in reason.strip().splitlines()]
-    for what, explanation in pairwise(lines):
-        if explanation.startswith("Explanation: "):
-            return f"{what}. {explanation.removeprefix('Explanation: ')}"
-    return lines[0] if lines else "for a reason Dynamo did not keep"
+    """A function in words; of the frame that Dynamo makes to resume one, "the rest of" it."""
+    function, line = resumed(name)
+    return f"the rest of {function}" if rest or line is not None else function
 
 
 @contextlib.contextmanager
@@ -82,7 +87,7 @@ def _logged(found: dict[tuple[str, int], Break]) -> Iterator[None]:
             if match := _LOGGED.search(record.getMessage()):
                 _add(found, match["file"], int(match["line"]), match["reason"])
 
-    logger, reader = logging.getLogger(LOG), Reader(logging.DEBUG)
+    logger, reader = logging.getLogger(_torch.GRAPH_BREAK_LOG), Reader(logging.DEBUG)
     level, propagate = logger.level, logger.propagate
     if not logger.isEnabledFor(logging.DEBUG):
         logger.setLevel(logging.DEBUG)

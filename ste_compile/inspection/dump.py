@@ -4,7 +4,7 @@
                          after.py           ... after recognition and cancellation
                          forward.py, ...    each graph as Inductor gets it, sites fused
                          sites.json         a `Report` of this graph; `Report.from_json` reads it
-                         index.html         the same as a page
+                         index.html         the same as a page, where what `ste-compile[report]` brings is installed
 
 N goes on from what is there: a folder is never written over.
 """
@@ -14,15 +14,20 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from .record import Record, Recorder
+from .graph_record import Record
+from .record import Recorder
 from .report import Report
 
 VARIABLE = "STE_COMPILE_DUMP"
+# file -> what it holds, beside the graphs as Python code
+FORMATS: dict[str, Callable[[Report], str]] = {"sites.json": Report.to_json, "index.html": Report.to_html}
 
 
 def recorders(option: object = None) -> list[Recorder]:
@@ -45,10 +50,19 @@ def _recorder(directory: Path) -> Recorder:
         for name, code in record.code.items():
             (folder / f"{name}.py").write_text(code, encoding="utf-8")
         report = Report(record.numerics, str(torch.__version__), (record.describe(),))
-        (folder / "sites.json").write_text(report.to_json(), encoding="utf-8")
-        report.to_html(folder / "index.html")
+        for name, to_text in FORMATS.items():
+            try:
+                (folder / name).write_text(to_text(report), encoding="utf-8")
+            except ModuleNotFoundError as error:
+                _without(name, str(error))
 
     return Recorder(changed=write, code=True)
+
+
+@functools.cache
+def _without(file: str, why: str) -> None:
+    """Warn, once."""
+    warnings.warn(f"ste_compile: no {file} is written, {why}", stacklevel=2)
 
 
 def _new_folder(directory: Path) -> Path:

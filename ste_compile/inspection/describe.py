@@ -1,4 +1,9 @@
-"""Nodes and sites in words and numbers, for the report."""
+"""Nodes and sites in words and numbers, for the report.
+
+    of a node     `type_of`, `line`, `computes`
+    of nodes      `count`, `bytes_of`; `with_regions` and `saved_by` say of which
+    of a site     `operand` (its value, or a surrogate), `casts`, `edges`, `notes`
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,14 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node, map_arg
 
-from . import _torch, report, source
-from .passes import REGION, Site, cast_chain
-from .passes.memory import storages, stored
-from .passes.values import COPIES, MARKERS, arg, fake, hint, is_cast, is_collective, is_matmul, is_pure
+from .. import _torch
+from ..passes import Site, Sum, cast_chain
+from ..passes.memory import storages, stored
+from ..passes.meta import REGION
+from ..passes.nodes import arg, behind, fake, hint, is_cast, is_collective, is_copy, is_marker, is_matmul, is_pure, layers, leaves
+from . import source
+from .figures import Figures
+from .report import Break, Line, Operand
 
 SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.complex64: "c64",
@@ -37,15 +46,11 @@ def type_of(node: Any) -> str:
 
 def computes(node: Node) -> bool:
     """Whether a node is work at all: views, tuple access and arithmetic on sizes are not."""
-    if node.op != "call_function" or not any(isinstance(v, torch.Tensor) for v in _leaves(node)):
+    if node.op != "call_function" or not any(isinstance(v, torch.Tensor) for v in leaves(node.meta.get("val"))):
         return False
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return node.target.__module__ != "_operator"
+    if not isinstance(node.target, _torch.OpOverload):
+        return node.target.__module__ != "_operator"  # Python's, `getitem` among them
     return not node.target.is_view
-
-
-def _leaves(node: Node) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(node.meta.get("val"))
 
 
 def with_regions(graph: Graph) -> Iterator[Node]:
@@ -61,36 +66,40 @@ def with_regions(graph: Graph) -> Iterator[Node]:
             yield node
 
 
-def figures(nodes: Iterable[Node]) -> report.Figures:
-    """What can be counted on a graph alone."""
+def count(nodes: Iterable[Node]) -> Figures:
+    """How much work nodes are, as far as the graph alone tells: kernels and bytes are known once it is compiled."""
     working = [node for node in nodes if computes(node)]
-    return report.Figures(operators=len(working), matmuls=sum(map(is_matmul, working)))
+    return Figures(operators=len(working), matmuls=sum(map(is_matmul, working)))
 
 
 def saved_by(graph: Graph) -> list[Node]:
-    """What a forward graph saves for the backward, inputs (parameters among them) and symbolic sizes aside: one node a memory."""
+    """What a forward graph saves for the backward, besides inputs (parameters among them) and symbolic sizes. Of several nodes
+    that share memory, one."""
     known = set().union(*map(storages, graph.find_nodes(op="placeholder")))
     by_storage = {storage: node for node in _torch.saved(graph) for storage in storages(node)}
     return [node for storage, node in by_storage.items() if storage not in known]
 
 
 def bytes_of(nodes: Iterable[Node]) -> int:
+    """The bytes of memory that nodes hold, shared memory counted once."""
     kept = {identity: storage for node in nodes for identity, storage in stored(node).items()}
     return sum(hint(storage.nbytes()) for storage in kept.values())
 
 
-def line(node: Node) -> tuple[str, str, str]:
-    """(name, `name: type = op(arguments)`, `file:line`) of a node."""
+def line(node: Node) -> Line:
+    """`name: type = op(arguments)`, and the user's `file:line`. The state is "fused" of our own operators, else "kept": what the
+    passes did with a node is not known here."""
     where = source.place(node) if node.op == "call_function" else ""
     if node.op == "placeholder":
         text = f"{node.name}: {type_of(node)} = input()"
     elif node.op == "output":
         text = f"return {_argument(node.args[0])}"
     else:
-        target = str(node.target) if isinstance(node.target, (str, torch._ops.OpOverload)) else node.target.__name__
+        target = str(node.target) if isinstance(node.target, (str, _torch.OpOverload)) else node.target.__name__
         arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
         text = f"{node.name}: {type_of(node)} = {target.removesuffix('.default')}({', '.join(arguments)})"
-    return node.name, text, where
+    ours = isinstance(node.target, _torch.OpOverload) and node.target.namespace == "ste_compile"
+    return Line(node.name, text, "fused" if ours else "kept", where)
 
 
 class _Name(str):
@@ -104,47 +113,49 @@ def _argument(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value).replace("torch.", "")
 
 
-def operand(value: Any) -> report.Operand:
+def operand(value: Any) -> Operand:
+    """A site's value or surrogate, with the module that computed it: Dynamo's name for that begins with `L['self']`."""
     if not isinstance(value, Node):
-        return report.Operand(str(value), "" if value is None else "Python number")
-    modules = list((_behind_casts(value).meta.get("nn_module_stack") or {}).values())
+        kind = "" if value is None else "a sum" if isinstance(value, Sum) else "Python number"
+        return Operand(str(value), kind)
+    modules = list((_uncast(value).meta.get("nn_module_stack") or {}).values())
     path = modules[-1][0] if modules else ""
-    return report.Operand(value.name, type_of(value), path.removeprefix("L['self'].").removeprefix("L['self']"))
+    return Operand(value.name, type_of(value), path.removeprefix("L['self'].").removeprefix("L['self']"))
 
 
 def casts(site: Site) -> tuple[str, ...]:
-    """The dtypes crossed inside a site and right before it: `f32 -> bf16`."""
-    found = [f"{short(fake(arg(n)).dtype)} -> {short(fake(n).dtype)}" for n in site.tree if is_cast(n)]
+    """The casts inside a site and right before it, each once: `f32 -> bf16`."""
+    found = [(fake(arg(n)).dtype, fake(n).dtype) for n in site.tree if is_cast(n)]
     for surrogate in site.surrogates:
-        dtypes = cast_chain(surrogate)[1]
-        found += [f"{short(a)} -> {short(b)}" for a, b in pairwise(dtypes)]
-    return tuple(dict.fromkeys(text for text in found if len(set(text.split(" -> "))) == 2))
+        found += pairwise(cast_chain(surrogate)[1])
+    return tuple(dict.fromkeys(f"{short(a)} -> {short(b)}" for a, b in found if a != b))
 
 
 def notes(
     site: Site,
     action: str,
-    frees: report.Figures,
+    frees: Figures,
     freed: Sequence[Node],
     stays: Set[Node],
     foreign: Collection[Node],
-    started_by: report.Break | None,
+    started_by: Break | None,
 ) -> tuple[str, ...]:
-    """Near misses: what another level would free, and what keeps more from being freed. `freed` are the nodes that the site
-    alone keeps in the forward, `stays` is what the forward runs all the same, `foreign` are inputs that are no parameters."""
+    """Near misses: what another level would free, and what keeps more from being freed. `frees` is what the site frees, or would
+    free; `freed` are the nodes that it alone keeps in the forward, `stays` those that the forward runs all the same; `foreign`
+    are inputs that are no parameters; `started_by` is the graph break that the graph goes on after."""
     if site.refusal:
         return ()
     found = []
+    read = [below for node in freed for below in node.all_input_nodes]
     if action != "cancelled" and frees.operators:
         found.append(f"numerics={site.needs!r} would free {frees}")
-    inputs = dict.fromkeys(below for node in freed for below in node.all_input_nodes if below in foreign)
-    for each in inputs if started_by else ():
-        if stays.isdisjoint(each.users):
+    for each in dict.fromkeys(read) if started_by else ():
+        if each in foreign and stays.isdisjoint(each.users):
             found.append(f"{each.name} comes from outside this graph: {started_by}; nothing upstream of it can be freed")
-    for each in dict.fromkeys((*site.surrogates, *(below for node in freed for below in node.all_input_nodes))):
+    for each in dict.fromkeys((*site.surrogates, *read)):
         if is_collective(each) and each in stays and stays.isdisjoint(each.users):  # it stays, and for nobody else
             found.append(f"{each.name} is a collective: every rank runs it, and what it needs, in the forward")
-    for surrogate in dict.fromkeys(map(_behind_casts, site.surrogates)):
+    for surrogate in dict.fromkeys(map(_uncast, site.surrogates)):
         if surrogate.op == "placeholder" or surrogate not in stays or is_collective(surrogate):
             continue
         elif not is_pure(surrogate):
@@ -154,10 +165,10 @@ def notes(
     return tuple(found)
 
 
-def _behind_casts(node: Node) -> Node:
-    while node.target in MARKERS or node.target in COPIES or is_cast(node):
-        node = arg(node)
-    return node
+def _uncast(node: Node) -> Node:
+    """The node under the casts, copies and detach markers of this one."""
+    found: Node = behind(node, is_marker, is_copy, is_cast)
+    return found
 
 
 def _elsewhere(node: Node, stays: Set[Node]) -> str:
@@ -175,11 +186,10 @@ def edges(site: Site) -> tuple[tuple[str, str], ...]:
 
 def _edges(site: Site) -> Iterator[tuple[str, str]]:
     inside = dict.fromkeys((site.root, *site.tree))  # in order: every rank, and every run, says the same
-    leaves = dict.fromkeys(below for node in inside for below in node.all_input_nodes if below not in inside)
+    outside = dict.fromkeys(below for node in inside for below in node.all_input_nodes if below not in inside)
     for node in inside:
         yield from ((below.name, node.name) for below in node.all_input_nodes)
-    for leaf in leaves:
-        while leaf.target in MARKERS or is_cast(leaf):
-            yield arg(leaf).name, leaf.name
-            leaf = arg(leaf)
+    for each in outside:
+        for above, below in pairwise(layers(each, is_marker, is_cast)):
+            yield below.name, above.name
     yield from ((site.root.name, user.name) for user in list(site.root.users)[:3])

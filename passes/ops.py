@@ -100,6 +100,7 @@ def _cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad.real if grad.is_complex() and not dtype.is_complex else grad).to(dtype)
 
 
+ops = torch.ops.ste_compile  # the operators as graphs call them: `ops.rounded.default`
 straight_through.register_autograd(_gradients, setup_context=_remember)
 rounded.register_autograd(lambda ctx, grad: grad)
 sharding.register({

@@ -19,59 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .figures import NOT_MEASURED, NOTHING, Figures
 from .source import Frame
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Amounts of work and memory; None where not measured: only `explain` knows of kernels and bytes.
-
-    `operators` and `matmuls` count graph nodes that compute (matmuls: matrix products, convolutions and fused attention among
-    them); `kernels` are what Inductor launches for them after fusion, calls into libraries included; bytes are Inductor's own
-    count of memory traffic; `bytes_saved` are kept from the forward for the backward, inputs and parameters aside."""
-
-    operators: int | None = None
-    matmuls: int | None = None
-    kernels: int | None = None
-    bytes_read: int | None = None
-    bytes_written: int | None = None
-    bytes_saved: int | None = None
-
-    def __add__(self, other: Figures) -> Figures:
-        return self._each(other, lambda a, b: a + b)
-
-    def __or__(self, other: Figures) -> Figures:
-        """`other` where it knows, else `self`."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
-        return Figures(*(a if b is None else b for a, b in pairs))
-
-    def __sub__(self, other: Figures) -> Figures:
-        return self._each(other, lambda a, b: a - b)
-
-    def _each(self, other: Figures, apply: Any) -> Figures:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
-        return Figures(*(None if a is None or b is None else apply(a, b) for a, b in pairs))
-
-    def __str__(self) -> str:
-        """In words, zeros left out: "6 matmuls, 14 kernels, 28.7 MiB saved"."""
-        work = ("kernel", self.kernels) if self.kernels else ("operator", self.operators)
-        words = [f"{count} {name}{'s' * (count != 1)}" for name, count in (("matmul", self.matmuls), work) if count]
-        traffic = (self.bytes_read or 0) + (self.bytes_written or 0)
-        words += [f"{mebibytes(traffic)} of traffic"] * (traffic > 0)
-        words += [f"{mebibytes(self.bytes_saved)} saved for the backward"] * bool(self.bytes_saved)
-        return ", ".join(words) or "nothing"
-
-
-def mebibytes(count: int | None) -> str:
-    """`count` bytes in the largest binary unit of which there is at least one: "9.1 MiB", "104 MiB"."""
-    if count is None:
-        return "-"
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(count) >= size:
-            return f"{count / size:.{1 if abs(count) < 100 * size else 0}f} {unit}"
-    return f"{count} B"
 
 
 @dataclass(frozen=True)
@@ -92,10 +43,11 @@ class Site:
 
     `file`, `line` and `code` are the user's; `expression` is the sum itself, as written there or in the library function the user
     called (`stack` has all calls, outermost first). `casts` are the dtypes crossed on the way in, `f32 -> bf16`. `needs` is the
-    least level that removes the surrogates; `action` is "cancelled", "fused" or "left"; `reason` says why. `frees` is what
-    cancelling took out of the forward or, where it was not cancelled, what it would (nothing where it never can be). `operator`
-    is the node that computes a fused site. `notes` are near misses: what keeps more from being freed. `edges` join the nodes
-    around the site, (from, to)."""
+    least level that removes the surrogates; `action` is "cancelled", "fused" or "left"; `reason` says why, and `why` is the same
+    as a word for programs, "permitted" or "level" (`ste_compile.passes.Reason` has them all). `frees` is what cancelling took out
+    of the forward or, where it was not cancelled, what it would (nothing where it never can be). `operator` is the node that
+    computes a fused site. `notes` are near misses: what keeps more from being freed. `edges` join the nodes around the site,
+    (from, to)."""
 
     index: int
     node: str
@@ -115,6 +67,7 @@ class Site:
     notes: tuple[str, ...] = ()
     stack: tuple[Frame, ...] = ()
     edges: tuple[tuple[str, str], ...] = ()
+    why: str = ""
 
     def __str__(self) -> str:
         """One line: where, what, what was done, and why."""
@@ -145,7 +98,7 @@ class Part:
 
     kind: str
     ours: Figures
-    stock: Figures = Figures()
+    stock: Figures = NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -193,19 +146,7 @@ class Graph:
         return self.freed() - self._sites_free()
 
     def _sites_free(self) -> Figures:
-        return sum((site.frees for site in self.sites if site.action == "cancelled"), Figures(0, 0, 0, 0, 0, 0))
-
-
-def difference(figures: Figures) -> str:
-    """A signed difference in words: "10 kernels fewer, 2.0 KiB more saved"; "" where there is none."""
-    return ", ".join(_less(name, count) for name, count in dataclasses.asdict(figures).items() if count)
-
-
-def _less(name: str, count: int) -> str:
-    kind, is_bytes, side = name.partition("bytes_")
-    if is_bytes:
-        return f"{mebibytes(abs(count))} {'less' if count > 0 else 'more'} {side}"
-    return f"{abs(count)} {kind if abs(count) > 1 else kind.removesuffix('s')} {'fewer' if count > 0 else 'more'}"
+        return sum((site.frees for site in self.sites if site.action == "cancelled"), NOTHING)
 
 
 @dataclass(frozen=True)
@@ -230,7 +171,7 @@ class Report:
         return tuple(site for graph in self.graphs for site in graph.sites)
 
     def __str__(self) -> str:
-        """A table, at most 100 columns wide."""
+        """Tables, at most 100 columns wide; plain lines without rich, which the extra `ste-compile[report]` brings."""
         from .text import render
 
         return render(self)
@@ -253,9 +194,13 @@ class Report:
         return report
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """The report as one self-contained page; also written to `path` if that is given. Returns the page's text."""
-        from .page import render
-
+        """The report as one self-contained page; also written to `path` if that is given. Returns the page's text. Raises
+        `ModuleNotFoundError` without what the extra `ste-compile[report]` brings."""
+        try:
+            from .page import render
+        except ModuleNotFoundError as error:
+            package = str(error.name).partition(".")[0]
+            raise ModuleNotFoundError(f"the page needs {package}: pip install 'ste-compile[report]'", name=package) from error
         html = render(self)
         if path is not None:
             Path(path).write_text(html, encoding="utf-8")
@@ -274,4 +219,3 @@ def _restore(kind: Any, data: Any) -> Any:
     if origin in (typing.Union, types.UnionType) and data is not None:
         return _restore(next(k for k in arguments if k is not type(None)), data)
     return data
-

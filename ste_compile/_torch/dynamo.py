@@ -1,0 +1,62 @@
+"""Dynamo: the graph it captures, and the functions that `torch.compile` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.torch_version import TorchVersion
+
+from .imports import dynamo_config
+
+
+def compile_id() -> str:
+    """Dynamo's name of the graph being compiled, "0/0"; "" outside a compilation."""
+    return str(torch._guards.CompileContext.current_compile_id() or "")
+
+
+def parameter_indices(gm: GraphModule) -> frozenset[int]:
+    """Which inputs of a graph from Dynamo are parameters or buffers. AOTAutograd keeps the order of the inputs."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    tagged = (node.meta.get("tensor_dict", {}) for node in inputs)
+    return frozenset(i for i, tags in enumerate(tagged) if "_dynamo_static_input_type" in tags)
+
+
+def cut_indices(gm: GraphModule) -> frozenset[int]:
+    """Which inputs of a graph are computed in another part of the graph from Dynamo: DDPOptimizer cut it in several."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.ddp_optimizer_ctx is None:
+        return frozenset()
+    inputs = gm.graph.find_nodes(op="placeholder")
+    return frozenset(i for i, node in enumerate(inputs) if "grapharg" not in node.meta)  # which Dynamo's own inputs have
+
+
+def backward_is_traced() -> bool:
+    """Whether compiled autograd is on: Dynamo then traces the backward once more, and breaks the graph at an `invoke_subgraph`
+    (2.13)."""
+    return bool(dynamo_config.compiled_autograd)
+
+
+def gradient_switches() -> tuple[Any, Any, Any]:
+    """What switches gradients in a graph from Dynamo: the call that sets grad mode, and those that enter and leave inference
+    mode."""
+    from torch.autograd.grad_mode import _enter_inference_mode, _exit_inference_mode
+
+    return torch._C._set_grad_enabled, _enter_inference_mode, _exit_inference_mode
+
+
+def compiled_apart(fn: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile(fn, backend=backend)`, kept apart from other compiled versions of the same code where torch can do that
+    (from 2.13)."""
+    apart: dict[str, Any] = {"isolate_recompiles": True} if TorchVersion(torch.__version__) >= "2.13" else {}
+    return torch.compile(fn, backend=backend, **apart)
+
+
+def uncompiled(fn: Any) -> Any:
+    """What `torch.compile` or `Module.compile` was given, where `fn` is what it returned or changed; else `fn`."""
+    if isinstance(fn, torch.nn.Module):
+        fn = getattr(fn, "_orig_mod", fn)
+        return fn._call_impl if getattr(fn, "_compiled_call_impl", None) is not None else fn
+    return getattr(fn, "_torchdynamo_orig_callable", fn)

@@ -1,0 +1,73 @@
+"""What has to outlast the compilation of one graph: who watches, and the records that a later backward will need.
+
+Torch keeps one tracing context for a graph from Dynamo. The backward is compiled in the same context, but later, and perhaps on
+another thread (on CUDA it is). The context dies when no backward can come any more. So all of this is kept by context, weakly:
+who watches is decided once for a context, and its records live no longer than it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+
+from .. import _torch
+
+if TYPE_CHECKING:
+    from .graph_record import Record
+    from .record import Recorder
+
+_watchers: WeakKeyDictionary[Any, tuple[Recorder, ...]] = WeakKeyDictionary()
+_waiting: WeakKeyDictionary[Any, list[Record]] = WeakKeyDictionary()  # holds the records
+# (context, id of a record) whose backward is compiled: the record may go, and the context may live on for long.
+_done: deque[tuple[ref[Any], int]] = deque()
+_outside: deque[Record] = deque(maxlen=8)  # records made outside any context
+_records: WeakValueDictionary[int, Record] = WeakValueDictionary()
+
+
+def decided(watchers: tuple[Recorder, ...]) -> tuple[Recorder, ...]:
+    """Who watches the compilation under way: `watchers`, or whoever was decided on when its context was first asked about."""
+    context = _torch.context()
+    return watchers if context is None else _watchers.setdefault(context, watchers)
+
+
+def decide_again() -> None:
+    """The same graph from Dynamo may be compiled again, and watched by others."""
+    if (context := _torch.context()) is not None:
+        _watchers.pop(context, None)
+
+
+def keep(record: Record) -> None:
+    """Hold a record until what comes of its graph is compiled. One whose backward is compiled is let go when the next record
+    begins, no sooner: a graph inside a backward (of a higher-order operator) is compiled before it, and looks like one."""
+    with contextlib.suppress(IndexError):
+        while True:
+            where, number = _done.popleft()
+            before, done = where(), _records.get(number)
+            held = _waiting.get(before, []) if before is not None else []
+            if done in held:
+                held.remove(done)
+    _records[record.id] = record
+    context = _torch.context()
+    if context is None:
+        _outside.append(record)
+    else:
+        _waiting.setdefault(context, []).append(record)
+
+
+def backward_compiled(record: Record) -> None:
+    """The record need not be held any longer."""
+    if (context := _torch.context()) is not None:
+        _done.append((ref(context), record.id))
+
+
+def find(ids: Collection[int]) -> Record | None:
+    """The record that the graph being compiled comes from. `ids` are those that `tag` left on the graph's sites; without any, the
+    newest record of this compilation."""
+    if ids:
+        return next(filter(None, map(_records.get, sorted(ids, reverse=True))), None)
+    context, compilation = _torch.context(), _torch.compilation()
+    records = [] if context is None else _waiting.get(context, [])
+    return next((record for record in reversed(tuple(records)) if record.compilation == compilation is not None), None)
