@@ -59,8 +59,7 @@ def cancel(
     dropped = _tried(failed, rewrites.finish) or ()
     _tried(failed, keep, graph, before)
     outcomes = [
-        replace(each, action="cancelled", why=Reason.WITH_ANOTHER.of()) if each.result in dropped else each
-        for each in outcomes
+        replace(each, action="cancelled", why=Reason.WITH_ANOTHER.of()) if each.result in dropped else each for each in outcomes
     ]
     return [*outcomes[:-1], *(replace(each, error=each.error or next(iter(failed), None)) for each in outcomes[-1:])]
 

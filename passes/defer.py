@@ -73,9 +73,10 @@ def _moved(forward: Graph, backward: Graph, later: set[Node]) -> set[Node]:
     """The nodes of the forward that run in the backward and nowhere else. What both run is recomputed, as in stock."""
     runs = {node.name for node in forward.nodes}
     return {
-        node for node in backward.nodes
+        node
+        for node in backward.nodes
         if node.op == "call_function" and node.name not in runs and node not in later and not is_backward(node)
-    }  # fmt: skip
+    }
 
 
 def _after_tangents(graph: Graph) -> set[Node]:

@@ -36,9 +36,10 @@ def effects(graph: Graph, *, all_of_it: bool = False) -> dict[Node, None]:
     readers = _readers_of_mutated(graph)
     needed = ancestors(graph, (value for _, value in _ends(graph)))
     return {
-        node: None for node in graph.nodes
+        node: None
+        for node in graph.nodes
         if node in needed and node.op == "call_function" and (all_of_it or node in readers or not is_pure(node))
-    }  # fmt: skip
+    }
 
 
 def keep(graph: Graph, before: dict[Node, None]) -> None:

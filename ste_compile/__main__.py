@@ -40,15 +40,19 @@ class Wrong(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m ste_compile", description="Inspect what ste-compile does to a model.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m ste_compile",
+        description="Inspect what ste-compile does to a model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"ste-compile {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="explain | backends")
     explain = commands.add_parser(
-        "explain", help="compile a model once, forward and backward, and report every straight-through site",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        "explain",
+        help="compile a model once, forward and backward, and report every straight-through site",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     explain.add_argument("target", metavar="FILE.py:callable", help="what returns (model, args) or (model, args, kwargs)")
     explain.add_argument("--numerics", choices=tuple(LEVELS), default=DEFAULT, help=f"the level (default: {DEFAULT})")
     explain.add_argument("--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")

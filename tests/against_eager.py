@@ -48,9 +48,16 @@ class Run:
 
 
 def run(
-    fn: Callable[..., Any], args: Sequence[Any], numerics: str | None = None, *, backend: str = "ste_aot_eager",
-    train: bool = True, seed: int = 0, fullgraph: bool = True, dynamic: bool | None = None,
-) -> Run:  # fmt: skip
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    numerics: str | None = None,
+    *,
+    backend: str = "ste_aot_eager",
+    train: bool = True,
+    seed: int = 0,
+    fullgraph: bool = True,
+    dynamic: bool | None = None,
+) -> Run:
     """One call on copies of `fn` and `args`, with a backward where `train`: eager, under stock ("stock"), or at a level."""
     torch._dynamo.reset()
     fn = copy.deepcopy(fn) if isinstance(fn, nn.Module) else fn
@@ -86,7 +93,9 @@ def _tangent(value: Tensor) -> Tensor:
     return torch.linspace(-2, 2, value.numel(), dtype=torch.float64).view(value.shape).to(value.dtype)
 
 
-def assert_same(ours: Run, reference: Run, numerics: str, same_value: Callable[[Tensor, Tensor, str], None] | None = None) -> None:
+def assert_same(
+    ours: Run, reference: Run, numerics: str, same_value: Callable[[Tensor, Tensor, str], None] | None = None
+) -> None:
     """Bit for bit; but for the values `==` where a level may turn -0 to 0, or `same_value` where that is given."""
     assert ours.others == reference.others
     for what, wanted in reference.seen.items():
@@ -109,17 +118,27 @@ def _strides(tensor: Tensor) -> list[int]:
 
 
 def assert_like_eager(
-    fn: Callable[..., Any], args: Sequence[Any], *, finite: int = 0, algebraic: int = 0, fused: bool = True, counted: bool = True,
-    levels: Sequence[str] = LEVELS, reference: str | None = None,
-    same_value: Callable[[Tensor, Tensor, str], None] | None = None, **options: Any,
-) -> None:  # fmt: skip
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    finite: int = 0,
+    algebraic: int = 0,
+    fused: bool = True,
+    counted: bool = True,
+    levels: Sequence[str] = LEVELS,
+    reference: str | None = None,
+    same_value: Callable[[Tensor, Tensor, str], None] | None = None,
+    **options: Any,
+) -> None:
     """At every level `fn` does what eager does (or stock, as `reference`), and of its sites, of which so many need `finite` and
     `algebraic`, those the level removes are cancelled; the others are fused, or left to the end where not `fused`. Not `counted`:
     a graph is visited more than once."""
     wanted = run(fn, args, reference, **(options if reference else {"train": options.get("train", True)}))
     for numerics in levels:
         ours = run(fn, args, numerics, **options)
-        cancelled = finite * ("finite" in table.LEVELS[numerics].removes) + algebraic * ("algebraic" in table.LEVELS[numerics].removes)
+        cancelled = finite * ("finite" in table.LEVELS[numerics].removes) + algebraic * (
+            "algebraic" in table.LEVELS[numerics].removes
+        )
         left = finite + algebraic - cancelled
         found = Counter(ours.actions)
         if counted:

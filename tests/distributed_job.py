@@ -176,13 +176,23 @@ def sharded():
         for pair in ((s0, s0), (s1, s1), (s0, whole), (whole, s1), (whole, whole)):
             results[f"{pair} {order} {dtype}"] = called("straight_through", (host, seed), pair, order, dtype)
     broadcast = {
-        "a row": ((5, 6), (6,), s1, s0), "a row, whole": ((5, 6), (6,), s0, whole), "a column": ((5, 6), (5, 1), s0, s0),
-        "a column, whole": ((5, 6), (5, 1), s1, whole), "a number": ((5, 6), (), s0, whole), "negative": ((2, 4), (3, 2, 4), Shard(-1), Shard(-1)),
-        "outer": ((5, 1), (1, 4), s0, whole), "more dimensions": ((4,), (3, 4), s0, s1), "fewer rows than ranks": ((1, 6), (1, 6), s0, s0),
-    }  # fmt: skip
+        "a row": ((5, 6), (6,), s1, s0),
+        "a row, whole": ((5, 6), (6,), s0, whole),
+        "a column": ((5, 6), (5, 1), s0, s0),
+        "a column, whole": ((5, 6), (5, 1), s1, whole),
+        "a number": ((5, 6), (), s0, whole),
+        "negative": ((2, 4), (3, 2, 4), Shard(-1), Shard(-1)),
+        "outer": ((5, 1), (1, 4), s0, whole),
+        "more dimensions": ((4,), (3, 4), s0, s1),
+        "fewer rows than ranks": ((1, 6), (1, 6), s0, s0),
+    }
     for case, (left, right, *pair) in broadcast.items():
         results[case] = called("straight_through", (torch.randn(left), torch.randn(right)), pair, "(v - s) + s")
-    for case, pair in {"pending": (pending, pending), "pending value": (pending, s0), "pending surrogate": (whole, pending)}.items():
+    for case, pair in {
+        "pending": (pending, pending),
+        "pending value": (pending, s0),
+        "pending surrogate": (whole, pending),
+    }.items():
         results[case] = called("straight_through", (host.float(), seed), pair, "v + (s - s)")
     for placement in (s0, s1, whole, pending):
         results[f"rounded {placement}"] = called("rounded", (seed,), (placement,))

@@ -79,7 +79,9 @@ def shrunk(run: Callable[[Program], object], choices: list[int], attempts: int =
     while attempts > 0:
         improved = False
         candidates = [choices[:i] + choices[i + width :] for i in range(0, len(choices), width)]
-        candidates += [[*choices[:i], value, *choices[i + 1 :]] for i, c in enumerate(choices) if width == 1 and c for value in {0, c - 1}]
+        candidates += [
+            [*choices[:i], value, *choices[i + 1 :]] for i, c in enumerate(choices) if width == 1 and c for value in {0, c - 1}
+        ]
         for candidate in candidates:
             attempts -= 1
             if attempts > 0 and (found := failure(run, candidate)).startswith(kind) and found:
@@ -102,7 +104,9 @@ def main() -> int:
     counts: collections.Counter[str] = collections.Counter()
     failures, start = 0, time.monotonic()
     for i in range(arguments.programs + arguments.inductor):
-        if i % RESET_EVERY == 0:  # compiled code keeps its module's class, and torch patches nn.Module, which walks all its subclasses
+        if (
+            i % RESET_EVERY == 0
+        ):  # compiled code keeps its module's class, and torch patches nn.Module, which walks all its subclasses
             torch.compiler.reset()
         choices: list[int] = []
         program = drawn(choices, random.Random(f"{arguments.seed} {i}"))
@@ -120,8 +124,10 @@ def main() -> int:
         if (i + 1) % 500 == 0 or i + 1 == arguments.programs + arguments.inductor:
             rate = (i + 1) / (time.monotonic() - start)
             print(f"{i + 1} programs, {failures} differ, {rate:.1f}/s: {dict(sorted(counts.items()))}", flush=True)
-    print(f"seed {arguments.seed}, torch {torch.__version__}: {arguments.programs} programs at graph level "
-          f"({counts['traced']} traced, {counts['full']} in full), {arguments.inductor} through Inductor, {failures} differ")  # fmt: skip
+    print(
+        f"seed {arguments.seed}, torch {torch.__version__}: {arguments.programs} programs at graph level "
+        f"({counts['traced']} traced, {counts['full']} in full), {arguments.inductor} through Inductor, {failures} differ"
+    )
     return int(failures > 0)
 
 

@@ -108,9 +108,15 @@ def captured(
 
     def backend(gm: GraphModule, inputs: Any) -> Any:
         return aot_module_simplified(
-            gm, inputs, fw_compiler=compiler("forward"), bw_compiler=compiler("backward"), inference_compiler=compiler("inference"),
-            partition_fn=partition, decompositions=select_decomp_table() if decompositions else {}, keep_inference_input_mutations=True,
-        )  # fmt: skip
+            gm,
+            inputs,
+            fw_compiler=compiler("forward"),
+            bw_compiler=compiler("backward"),
+            inference_compiler=compiler("inference"),
+            partition_fn=partition,
+            decompositions=select_decomp_table() if decompositions else {},
+            keep_inference_input_mutations=True,
+        )
 
     torch._dynamo.reset()
     out = torch.compile(fn, backend=backend, dynamic=dynamic, fullgraph=True)(*args)

@@ -53,7 +53,17 @@ from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_item import MutationSpec
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["linear_form", "negative", "regressions", "safety_net", "goldens", "hard_effects", "hard_failures", "hard_places", "aliasing"]
+TESTS = [
+    "linear_form",
+    "negative",
+    "regressions",
+    "safety_net",
+    "goldens",
+    "hard_effects",
+    "hard_failures",
+    "hard_places",
+    "aliasing",
+]
 TESTS += ["recognise", "replace", "freed", "effects", "fuse", "defer"]
 DESELECTED = "not cost and not compensation_read and not inductor"  # those measure time, or compile C++
 
@@ -273,8 +283,10 @@ def main() -> int:
         if done % 50 == 0:
             print(f"{done} of {len(chosen)}: {killed} killed, {(time.monotonic() - begun) / done:.1f} s each", flush=True)
     tried = killed + survived
-    print(f"{total} mutants, {tried} tried (seed {arguments.seed}): {killed} killed, {survived} survived, "
-          f"{killed / max(1, tried):.1%}; torch {torch.__version__}")  # fmt: skip
+    print(
+        f"{total} mutants, {tried} tried (seed {arguments.seed}): {killed} killed, {survived} survived, "
+        f"{killed / max(1, tried):.1%}; torch {torch.__version__}"
+    )
     return 0
 
 

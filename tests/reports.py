@@ -72,7 +72,9 @@ def lines(text: str) -> tuple[Line, ...]:
     found = []
     for row in text.strip().splitlines():
         line, source, state, *_ = [*row.split(" | "), "", ""]
-        found.append(Line(line.partition(":")[0] if ":" in line else "", line, state or "kept", source and f"/home/ada/morph/{source}"))
+        found.append(
+            Line(line.partition(":")[0] if ":" in line else "", line, state or "kept", source and f"/home/ada/morph/{source}")
+        )
     return tuple(found)
 
 
@@ -81,7 +83,11 @@ def after(before: tuple[Line, ...]) -> tuple[Line, ...]:
     kept = []
     for line, following in zip(before, [*before[1:], None]):
         if line.state == "fused" and (following is None or following.state != "fused"):
-            kept.append(replace(line, text=f'{line.node}: "f32[64, 48]" = torch.ops.ste_compile.straight_through.default(embedding, mean, 1)'))
+            kept.append(
+                replace(
+                    line, text=f'{line.node}: "f32[64, 48]" = torch.ops.ste_compile.straight_through.default(embedding, mean, 1)'
+                )
+            )
         elif line.state == "kept":
             kept.append(line)
     return tuple(kept)
@@ -98,7 +104,9 @@ def small() -> Report:
         (View("before", before), View("after", (*after(before), new)), View("forward", after(before)), View("backward", before[4:5])),
     )  # fmt: skip
     cut = Break("/home/ada/morph/gates.py", 7, "a call of print")
-    inference = Graph("1/0", False, "finite", (GATE,), (Part("inference", Figures(4)),), (View("before", gate), View("after", gate)), cut)
+    inference = Graph(
+        "1/0", False, "finite", (GATE,), (Part("inference", Figures(4)),), (View("before", gate), View("after", gate)), cut
+    )
     return Report("finite", "2.13.0", (training, inference))
 
 
@@ -120,6 +128,15 @@ def big(nodes: int = 2000, sites: int = 200) -> Report:
         ))  # fmt: skip
     before = tuple(rows)
     kept = tuple(line for line in before if line.state == "kept")
-    fused = tuple(replace(line, state="fused") if line.node in {s.node for s in found if s.action == "fused"} else line for line in before)
-    graph = Graph("0/0", True, "finite", tuple(found), small().graphs[0].parts, (View("before", before), View("after", fused), View("forward", fused)))
+    fused = tuple(
+        replace(line, state="fused") if line.node in {s.node for s in found if s.action == "fused"} else line for line in before
+    )
+    graph = Graph(
+        "0/0",
+        True,
+        "finite",
+        tuple(found),
+        small().graphs[0].parts,
+        (View("before", before), View("after", fused), View("forward", fused)),
+    )
     return Report("finite", "2.13.0", (graph, replace(graph, name="0/1", sites=(), parts=(), views=(View("before", kept[:40]),))))

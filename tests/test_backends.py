@@ -51,16 +51,24 @@ def test_every_way_to_ask(kwargs, expected):
 @pytest.mark.parametrize(
     ("ask", "error", "message"),
     (
-        (lambda: ste_compile.backend(numerics="fast"), ValueError, "numerics='fast' is not a level; allowed: 'exact', 'finite', 'algebraic'"),
+        (
+            lambda: ste_compile.backend(numerics="fast"),
+            ValueError,
+            "numerics='fast' is not a level; allowed: 'exact', 'finite', 'algebraic'",
+        ),
         (lambda: ste_compile.backend(numerics=None), ValueError, "numerics=None is not a level"),
         (lambda: ste_compile.inductor_options(numerics=3), ValueError, "numerics=3 is not a level"),
         (lambda: outcomes(backend="ste", options={"numerics": "fast"}), Exception, "numerics='fast' is not a level"),
         (lambda: outcomes(backend="ste", options={"no_such_option": 1}), Exception, "no_such_option"),
         (lambda: outcomes(backend="ste_finite", options={"numerics": "exact"}), Exception, "needs backend='ste'"),
-        (lambda: outcomes(backend="ste_aot_eager", options={"max_autotune": True}), Exception, r"only 'numerics', 'deferred' and 'dump', got \['max_autotune'\]"),
+        (
+            lambda: outcomes(backend="ste_aot_eager", options={"max_autotune": True}),
+            Exception,
+            r"only 'numerics', 'deferred' and 'dump', got \['max_autotune'\]",
+        ),
         (lambda: outcomes(backend="ste", mode="fastest"), Exception, "fastest"),
     ),
-)  # fmt: skip
+)
 def test_a_wrong_argument_is_named(ask, error, message):
     with pytest.raises(error, match=message):
         ask()

@@ -9,7 +9,7 @@ from ste_compile.passes.levels import LEVELS
 
 from ste_compile.__main__ import main
 
-MODEL = '''
+MODEL = """
 import torch, ste_compile
 
 class Model(torch.nn.Module):
@@ -45,7 +45,7 @@ def not_compilable():
     return lambda x: liar(x) + 1, (torch.ones(2),)
 
 name = "not a function"
-'''
+"""
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def cli(tmp_path):
     (tmp_path / "broken.py").write_text("import torch\n1 / 0\n")
 
     def cli(*arguments):
-        return subprocess.run([sys.executable, "-m", "ste_compile", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, "-m", "ste_compile", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
 
     return cli
 
@@ -89,7 +91,7 @@ def test_json_on_standard_output_is_json_alone(cli):
         (["explain", "model.py:not_compilable"], 3, "the model runs in eager, and its compilation fails:"),
         ([], 2, "explain | backends"),
     ),
-)  # fmt: skip
+)
 def test_a_mistake_gets_its_own_message_and_exit_code(cli, tmp_path, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     try:

@@ -95,7 +95,9 @@ def test_a_region_returns_what_stock_would_have_saved():
     assert sorted([*sizes(returned), *sizes(saved(ours["forward"])), RESULT]) == sizes(saved(stock["forward"]))
 
 
-@pytest.mark.parametrize("seed", (conv_seed, AttentionSeed, lambda: nn.Sequential(nn.Flatten(2), nn.Linear(36, 36), nn.Unflatten(2, (6, 6)))))
+@pytest.mark.parametrize(
+    "seed", (conv_seed, AttentionSeed, lambda: nn.Sequential(nn.Flatten(2), nn.Linear(36, 36), nn.Unflatten(2, (6, 6))))
+)
 def test_a_region_returns_memory_of_its_own(seed):
     """Given seeds whose partition saves views, of weights and of activations, then what a region returns shares memory neither
     with its inputs nor among itself.
@@ -148,7 +150,9 @@ def test_regions_are_those_of_a_partition_of_the_whole_backward(monkeypatch, see
     model = host(seed, seed)
     ours = graphs(model)["backward"]
     cut = hooks.defer.__globals__["_joint"]
-    monkeypatch.setitem(hooks.defer.__globals__, "_joint", lambda backward, moved, later: cut(backward, moved, set()))  # all of it
+    monkeypatch.setitem(
+        hooks.defer.__globals__, "_joint", lambda backward, moved, later: cut(backward, moved, set())
+    )  # all of it
     theirs = graphs(model)["backward"]
     assert show(ours.graph) == show(theirs.graph) and regions(ours)
     assert [show(region) for _, region in regions(ours)] == [show(region) for _, region in regions(theirs)]

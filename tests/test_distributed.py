@@ -106,7 +106,9 @@ def test_a_collective_in_a_surrogate_stays_in_the_forward_on_every_rank(job):
     """Given tensor parallelism, a seed that ends in an all-reduce stays, and is reported; one on DTensors, without, is freed. Breaks
     if a collective moves to the backward or goes: where two ranks decide differently, both hang."""
     ends_in_one, has_none = sites(job[1], "tp", "finite")
-    assert ends_in_one.frees.matmuls == 0 and ends_in_one.notes[0].endswith("is a collective: every rank runs it, and what it needs, in the forward")
+    assert ends_in_one.frees.matmuls == 0 and ends_in_one.notes[0].endswith(
+        "is a collective: every rank runs it, and what it needs, in the forward"
+    )
     assert (has_none.frees.matmuls, has_none.notes) == (1, ())
     forwards = [(job[1] / "tp" / level / "rank_0" / "graph_0" / "forward.py").read_text() for level in ("exact", "finite")]
     assert [forward.count("_c10d_functional.all_reduce.default(") for forward in forwards] == [3, 3]

@@ -88,7 +88,10 @@ def test_ranks_write_apart(tmp_path):
 
 
 def test_the_log_has_one_line_a_site(tmp_path):
-    for numerics, action in (("finite", "cancelled, permitted by"), ("exact", "fused, one operator, v + (s - s); numerics='finite' would free")):
+    for numerics, action in (
+        ("finite", "cancelled, permitted by"),
+        ("exact", "fused, one operator, v + (s - s); numerics='finite' would free"),
+    ):
         logged = run(tmp_path, numerics, "ste", TORCH_LOGS="+ste_compile")
         lines = [line for line in logged.splitlines() if "ste_compile" in line]
         assert len(lines) == 1 and f"model.py:6: host + (seed - seed.detach()): {action}" in lines[0], logged[-2000:]
@@ -97,7 +100,14 @@ def test_the_log_has_one_line_a_site(tmp_path):
 
 def test_tlparse_shows_the_graphs_and_the_sites_beside_inductors_own(tmp_path):
     """Given TORCH_TRACE, the real tlparse lists before, after and sites among the artifacts of the compilation."""
-    run(tmp_path, "exact", "ste", TORCH_TRACE=str(tmp_path / "trace"), TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
+    run(
+        tmp_path,
+        "exact",
+        "ste",
+        TORCH_TRACE=str(tmp_path / "trace"),
+        TORCHINDUCTOR_FX_GRAPH_CACHE="0",
+        TORCHINDUCTOR_AUTOGRAD_CACHE="0",
+    )
     (log,) = (tmp_path / "trace").iterdir()
     tlparse = pathlib.Path(sys.executable).with_name("tlparse")
     subprocess.run([tlparse, log, "-o", tmp_path / "out", "--no-browser"], check=True, capture_output=True)

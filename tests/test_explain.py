@@ -257,7 +257,11 @@ def test_json_keeps_everything(reports):
     report = reports[4]
     assert Report.from_json(report.to_json()) == report
     assert Report.from_json(report.to_json()).to_html() == report.to_html()
-    for text, message in (("{}", "no 'schema'"), ("nonsense", "no 'schema'"), ('{"schema": 99}', "schema=99, this version reads 1")):
+    for text, message in (
+        ("{}", "no 'schema'"),
+        ("nonsense", "no 'schema'"),
+        ('{"schema": 99}', "schema=99, this version reads 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             Report.from_json(text)
 
@@ -360,7 +364,11 @@ def test_a_line_on_a_terminal_says_how_far_it_is(monkeypatch, capsys, stream):
     steps = re.findall("ste-compile: (.*?) \\.\\.\\.", written := sys.stderr.getvalue())
     assert capsys.readouterr().out == ""
     if stream is Terminal:
-        assert steps == ["compiling with numerics='exact', 1 of 2", "compiling as stock does, 2 of 2", "counting what each site frees"]
+        assert steps == [
+            "compiling with numerics='exact', 1 of 2",
+            "compiling as stock does, 2 of 2",
+            "counting what each site frees",
+        ]
         assert written.endswith(progress.CLEAR)
     else:
         assert written == ""
@@ -466,7 +474,12 @@ def test_what_sites_free_and_the_rest_are_the_difference_of_the_totals(fn, numer
         stock, ours = getattr(forward.stock, name), getattr(forward.ours, name)
         rest = 0 if stock is None else stock - ours - sum(getattr(s.frees, name) for s in graph.sites if s.action == "cancelled")
         kind, _, side = name.partition("bytes_")
-        words = f"{mebibytes(abs(rest))} {'less' if rest > 0 else 'more'} {side}" if side else f"{abs(rest)} {kind.removesuffix('s')}"
+        words = (
+            f"{mebibytes(abs(rest))} {'less' if rest > 0 else 'more'} {side}" if side else f"{abs(rest)} {kind.removesuffix('s')}"
+        )
         assert (words in said.partition("besides what sites free: ")[2]) == (rest != 0), (name, rest)
     assert ("besides" in said) == any(dataclasses.astuple(graph.rest()))
-    assert not any(dataclasses.astuple(graph.rest())) or "Besides what cancelled sites free" in Report(numerics, "", (graph,)).to_html()
+    assert (
+        not any(dataclasses.astuple(graph.rest()))
+        or "Besides what cancelled sites free" in Report(numerics, "", (graph,)).to_html()
+    )

@@ -90,7 +90,11 @@ def test_outcomes_are_in_graph_order_with_their_keys():
 
     graph, outcomes = fused(fn, *tensors())
     assert [outcome.key for outcome in outcomes] == [0, 1, 2]
-    assert [outcome.result.target for outcome in outcomes] == [ops.straight_through.default, aten.sub.Tensor, ops.straight_through.default]
+    assert [outcome.result.target for outcome in outcomes] == [
+        ops.straight_through.default,
+        aten.sub.Tensor,
+        ops.straight_through.default,
+    ]
     assert [outcome.result.args[2] for outcome in outcomes[::2]] == ["(v - s) + s"] * 2
     assert not any("ste_compile" in node.meta for node in graph.nodes)
 
@@ -104,7 +108,9 @@ def test_a_leaf_that_two_sites_share_and_a_difference_in_both():
         return (x - difference) * 2, (x - difference) * 3
 
     graph, outcomes = fused(fn, *tensors())
-    (shared,) = [node for node in graph.find_nodes(op="call_function", target=aten.sub.Tensor) if node.args[1].args[0].name == "sin"]
+    (shared,) = [
+        node for node in graph.find_nodes(op="call_function", target=aten.sub.Tensor) if node.args[1].args[0].name == "sin"
+    ]
     assert len(outcomes) == 2 and [user.target for user in shared.users] == [ROUNDED]
 
 
@@ -187,7 +193,9 @@ def test_a_cast_from_whole_numbers_is_not_looked_behind():
 ONE = [((3, 4), (3, 4)), ((), ()), ((4,), (3, 4)), ((3, 4), (4,))]
 
 
-@pytest.mark.parametrize("shapes, one", [*((pair, True) for pair in ONE), *((pair, False) for pair in (((), (4,)), ((4,), ()), ((), (3, 4))))])
+@pytest.mark.parametrize(
+    "shapes, one", [*((pair, True) for pair in ONE), *((pair, False) for pair in (((), (4,)), ((4,), ()), ((), (3, 4))))]
+)
 def test_an_operand_without_dimensions_is_not_rounded_by_promotion(shapes, one):
     """Given operands of two dtypes, of which one has no dimensions, the arithmetic is not one operator. Given one dtype, it is.
 

@@ -1380,7 +1380,9 @@ out straight_through_1, primals_1
 
 
 def test_residual_sum():
-    expect(golden("residual_sum"), """\
+    expect(
+        golden("residual_sum"),
+        """\
 
 joint, before
 in primals_1: bf16[4, 3], primals_2: f32[4, 3], tangents_1: f32[4, 3]
@@ -1434,11 +1436,14 @@ rounded: bf16[4, 3] = ste_compile.rounded(sin)
 add_1: f32[4, 3] = add(add, rounded)
 sub: f32[4, 3] = sub(add_1, primals_2)
 out sub, primals_1
-""")
+""",
+    )
 
 
 def test_residual_difference():
-    expect(golden("residual_difference"), """\
+    expect(
+        golden("residual_difference"),
+        """\
 
 joint, before
 in primals_1: f32[4, 3], primals_2: bf16[4, 3], tangents_1: f32[4, 3]
@@ -1499,7 +1504,8 @@ add: f32[4, 3] = add(sub, rounded)
 sub_1: f32[4, 3] = sub(add, 2.5)
 sub_2: f32[4, 3] = sub(sub_1, primals_1)
 out sub_2, primals_2
-""")
+""",
+    )
 
 
 def test_two_surrogates():

@@ -65,9 +65,14 @@ def test_inductor_draws_what_stock_draws(train, fallback_random, host_draws):
 
     with torch._inductor.config.patch(fallback_random=fallback_random):
         assert_like_eager(
-            model, tensors((64,), (64,)), finite=1, levels=("finite",), backend="ste", train=train,
+            model,
+            tensors((64,), (64,)),
+            finite=1,
+            levels=("finite",),
+            backend="ste",
+            train=train,
             reference=None if fallback_random else "stock",
-        )  # fmt: skip
+        )
 
 
 class Attention(nn.Module):

@@ -126,7 +126,10 @@ def test_what_was_rewritten_when_a_pass_failed_is_reported(monkeypatch):
     """The same seen from the report, also where nothing is left to be tagged. Broken by: `record.end` after what may fail; seen to
     fail."""
     monkeypatch.setenv("STE_COMPILE_STRICT", "0")
-    for where, numerics, left in ((("ste_compile.passes.cancel.keep", 1), "algebraic", 0), (("ste_compile.hooks.tag", 1), "finite", 1)):
+    for where, numerics, left in (
+        (("ste_compile.passes.cancel.keep", 1), "algebraic", 0),
+        (("ste_compile.hooks.tag", 1), "finite", 1),
+    ):
         with monkeypatch.context() as patched, pytest.warns(UserWarning, match="failed and was skipped: RuntimeError"):
             fail_at(patched, *where, RuntimeError("broken on purpose"))
             with ste_compile.collect() as recorder:
@@ -181,9 +184,7 @@ def test_two_threads_compile_at_once():
         except BaseException as error:
             failures.append(error)
 
-    threads = [
-        threading.Thread(target=work, args=each) for each in (("exact", ["fused"]), ("finite", ["cancelled"]))
-    ]  # fmt: skip
+    threads = [threading.Thread(target=work, args=each) for each in (("exact", ["fused"]), ("finite", ["cancelled"]))]
     for thread in threads:
         thread.start()
     for thread in threads:

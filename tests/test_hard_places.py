@@ -23,7 +23,10 @@ def tensors(*shapes, dtype=torch.float32, whole=False):
     """Whole numbers are the same however a sum of them is rounded, so that `==` holds at every level."""
     generator = torch.Generator().manual_seed(1)
     made = (torch.randn(shape, generator=generator, dtype=dtype) * 4 for shape in shapes)
-    return [torch.view_as_complex(torch.view_as_real(t).round()) if whole and t.is_complex() else t.round() if whole else t for t in made]
+    return [
+        torch.view_as_complex(torch.view_as_real(t).round()) if whole and t.is_complex() else t.round() if whole else t
+        for t in made
+    ]
 
 
 def differentiable(args):
@@ -168,9 +171,9 @@ FUNCTORCH = {
     "grad": lambda h, s: torch.func.grad(_objective, argnums=(0, 1))(h, s),
     "vmap": lambda h, s: torch.func.vmap(lambda h, s: seed(h.sin(), s.cos()))(h, s),
     "vmap_of_grad": lambda h, s: torch.func.vmap(torch.func.grad(_objective, argnums=(0, 1)))(h, s),
-    "vmap_random": lambda h, s: torch.func.vmap(
-        lambda h, s: seed(h, s * torch.rand(6)) * torch.rand(6), randomness="different"
-    )(h, s),
+    "vmap_random": lambda h, s: torch.func.vmap(lambda h, s: seed(h, s * torch.rand(6)) * torch.rand(6), randomness="different")(
+        h, s
+    ),
     "jvp": lambda h, s: torch.func.jvp(lambda h: seed(h.sin(), h.cos()), (h,), (s,)),
 }
 
@@ -185,7 +188,9 @@ def test_transforms_inside_the_compiled_function(name):
     args = tensors((4, 6), (4, 6))
     if name == "autograd_grad":  # Dynamo traces it in its own graph only where the inputs are leaves that need gradients
         args, train = differentiable(args), True
-    assert_like_eager(FUNCTORCH[name], differentiable(args) if train else args, finite=1, train=train, fullgraph=name != "autograd_grad")
+    assert_like_eager(
+        FUNCTORCH[name], differentiable(args) if train else args, finite=1, train=train, fullgraph=name != "autograd_grad"
+    )
 
 
 class Frozen(Seeded):

@@ -1,8 +1,8 @@
 """The layers of the package: who may import whom. Read off the sources, imports inside functions included.
 
-    ste_compile/inspection, testing, backends, hooks, lowering, ...     may import what is below
-    ste_compile/_torch                                                  private torch, and nothing of ours
-    passes                                                              public torch, and nothing above them
+ste_compile/inspection, testing, backends, hooks, lowering, ...     may import what is below
+ste_compile/_torch                                                  private torch, and nothing of ours
+passes                                                              public torch, and nothing above them
 """
 
 import ast
@@ -30,7 +30,9 @@ def imported(module):
     path = SOURCES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     tree = ast.parse(path.read_text())
-    for_types = [each for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" for each in node.body]
+    for_types = [
+        each for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" for each in node.body
+    ]
     for node in ast.walk(tree):
         if node in for_types:  # never run
             continue

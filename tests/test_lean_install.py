@@ -45,7 +45,9 @@ def test_the_page_names_what_it_needs_and_the_extra(hidden, tmp_path, package):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("report", (small(), big(200, 20), ste_compile.Report("exact", "2.13.0", ())), ids=("small", "big", "empty"))
+@pytest.mark.parametrize(
+    "report", (small(), big(200, 20), ste_compile.Report("exact", "2.13.0", ())), ids=("small", "big", "empty")
+)
 def test_without_rich_the_text_has_the_same_words_line_by_line(hidden, report):
     """Broken by: a plain rendering that leaves out a column; seen to fail."""
     tables = {word.strip(":") for word in str(report).split() if set(word) != {"\N{BOX DRAWINGS LIGHT HORIZONTAL}"}}
@@ -73,12 +75,15 @@ def example():
 
 def test_explain_and_its_progress_work():
     """Given a terminal, and nothing of the extra, `explain` compiles, says how far it is, and its report is printed."""
-    done = run(MODEL + """
+    done = run(
+        MODEL
+        + """
 sys.stderr.isatty = lambda: True
 report = ste_compile.explain(model, torch.ones(4), torch.ones(4), numerics="finite")
 assert [site.action for site in report.sites] == ["cancelled"]
 print(report)
-""")  # fmt: skip
+"""
+    )
     assert "action: cancelled: permitted by numerics='finite'" in done.stdout
     assert "ste-compile: compiling as stock does, 2 of 2 ..." in done.stderr
 
@@ -92,11 +97,17 @@ def test_the_command_line_prints_its_table(tmp_path):
 
 def test_a_dump_is_written_but_for_its_page_and_one_warning_says_why(tmp_path):
     """Given two graphs, each folder has all else. Broken by: a warning for each record, or for each time it has grown; seen to fail."""
-    program = MODEL + """
+    program = (
+        MODEL
+        + """
 torch.compile(model, backend="ste_aot_eager")(torch.ones(4), torch.ones(4, requires_grad=True)).sum().backward()
 torch.compile(lambda h, s: model(h, s), backend="ste_aot_eager")(torch.ones(4), torch.ones(4))
 """
+    )
     done = run(program, STE_COMPILE_DUMP=str(tmp_path), STE_COMPILE_STRICT="1", PYTHONWARNINGS="always")
     written = [{path.name for path in folder.iterdir()} for folder in sorted(tmp_path.iterdir())]
-    assert written == [{"before.py", "after.py", "forward.py", "backward.py", "sites.json"}, {"before.py", "after.py", "inference.py", "sites.json"}]
+    assert written == [
+        {"before.py", "after.py", "forward.py", "backward.py", "sites.json"},
+        {"before.py", "after.py", "inference.py", "sites.json"},
+    ]
     assert done.stderr.count("no index.html is written, the page needs pygments: pip install 'ste-compile[report]'") == 1

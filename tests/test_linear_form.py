@@ -72,7 +72,9 @@ def test_the_linear_form_of_any_expression_adds_up_to_its_value(expression):
     for node in traced.graph.nodes:
         _visit(walk, node)
     for node, form in walk.forms.items():
-        terms = (float(scale * total) * (run.env[walk.values.first[n]] if n >= 0 else 1) for (n, scale), total in form.totals().items())
+        terms = (
+            float(scale * total) * (run.env[walk.values.first[n]] if n >= 0 else 1) for (n, scale), total in form.totals().items()
+        )
         assert torch.equal(sum(terms, torch.zeros(3, dtype=torch.float64)), run.env[node])
     assert all(not run.env[zero].any() for zero in walk.zeros)
 
@@ -199,7 +201,9 @@ def test_what_is_no_finite_number_is_no_addend_or_scale(number):
         assert not addends(call(graph, aten.add.Tensor, x, x, alpha=number))
 
 
-@pytest.mark.parametrize("left, right", itertools.product((torch.float16, torch.bfloat16, torch.float32, torch.float64), repeat=2))
+@pytest.mark.parametrize(
+    "left, right", itertools.product((torch.float16, torch.bfloat16, torch.float32, torch.float64), repeat=2)
+)
 def test_a_cast_that_rounds_nothing_is_seen_through(left, right):
     """Given each pair of dtypes, a cast is a term of its own unless it is to more bytes. Broken by: a comparison of `_widens`."""
     graph = torch.fx.Graph()
@@ -230,7 +234,11 @@ KEEPS_ZERO = {
 VECTORS = {aten.bmm.default, aten.mv.default, aten.dot.default}  # of another number of dimensions
 
 
-@pytest.mark.parametrize("target", sorted(({target for target, row in OPERATORS.items() if row.zero} | {aten._to_copy.default}) - VECTORS, key=str), ids=str)
+@pytest.mark.parametrize(
+    "target",
+    sorted(({target for target, row in OPERATORS.items() if row.zero} | {aten._to_copy.default}) - VECTORS, key=str),
+    ids=str,
+)
 def test_a_zero_that_is_scaled_or_viewed_is_one_still(target):
     """Given `host + f(s - s')` for each such f, the site is exact.
 

@@ -119,4 +119,6 @@ def test_sites_among_sparse_tensors(name):
     for traced in graphs:
         traced.recompile()
         results = zip(torch.utils._pytree.tree_leaves(traced(*inputs)), torch.utils._pytree.tree_leaves(fn(*inputs)))
-        assert all(torch.equal(a.to_dense(), b.to_dense()) if a.layout is not torch.strided else torch.equal(a, b) for a, b in results)
+        assert all(
+            torch.equal(a.to_dense(), b.to_dense()) if a.layout is not torch.strided else torch.equal(a, b) for a, b in results
+        )

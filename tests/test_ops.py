@@ -115,11 +115,26 @@ def test_oracle_casts_the_seed_and_keeps_the_host_s_dtype():
     (
         (1.0, torch.ones(1), TypeError, "host must be a tensor, got float"),
         (torch.ones(1), None, TypeError, "seed must be a tensor, got NoneType"),
-        (torch.ones(2, dtype=torch.int32), torch.ones(2), TypeError, r"host must be floating point or complex, got host: \(2,\) torch.int32 on cpu, seed: \(2,\) torch.float32 on cpu"),
-        (torch.ones(2), torch.ones(2, device="meta"), ValueError, r"one device, got host: \(2,\) torch.float32 on cpu, seed: .* on meta"),
-        (torch.ones(4, 2), torch.ones(4), ValueError, r"must broadcast, got host: \(4, 2\) torch.float32 on cpu, seed: \(4,\) torch.float32"),
+        (
+            torch.ones(2, dtype=torch.int32),
+            torch.ones(2),
+            TypeError,
+            r"host must be floating point or complex, got host: \(2,\) torch.int32 on cpu, seed: \(2,\) torch.float32 on cpu",
+        ),
+        (
+            torch.ones(2),
+            torch.ones(2, device="meta"),
+            ValueError,
+            r"one device, got host: \(2,\) torch.float32 on cpu, seed: .* on meta",
+        ),
+        (
+            torch.ones(4, 2),
+            torch.ones(4),
+            ValueError,
+            r"must broadcast, got host: \(4, 2\) torch.float32 on cpu, seed: \(4,\) torch.float32",
+        ),
     ),
-)  # fmt: skip
+)
 def test_oracle_names_what_is_wrong(host, seed, error, message):
     with pytest.raises(error, match=message):
         ste_compile.ste_forward(host, seed)

@@ -35,15 +35,24 @@ def torch_names(node):
     return []
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name != "_torch"], ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.parent.name != "_torch"], ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_only_one_package_uses_private_torch(path):
     """Breaks if a private name is used without `_torch`, which says what happens on a torch that lacks it."""
     found = {name for node in ast.walk(ast.parse(path.read_text())) for name in torch_names(node) if is_private(name)}
     assert not found
 
 
-MODULES = [m.name for package in (ste_compile, *map(importlib.import_module, ("ste_compile.inspection", "ste_compile.passes", "ste_compile.testing")))
-           for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if not m.name.endswith("__main__")]  # fmt: skip
+MODULES = [
+    m.name
+    for package in (
+        ste_compile,
+        *map(importlib.import_module, ("ste_compile.inspection", "ste_compile.passes", "ste_compile.testing")),
+    )
+    for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+    if not m.name.endswith("__main__")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -77,7 +86,9 @@ def test_every_link_leads_somewhere(page):
             found = page.parent / path if path else page
             assert found.exists(), target
             headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if heading else ()
-            assert not heading or heading in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}, target
+            assert not heading or heading in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}, (
+                target
+            )
 
 
 def test_the_first_page_is_short():
@@ -93,7 +104,11 @@ def test_the_reference_has_a_section_for_each_public_name(name):
     if heading[1]:
         signature = inspect.signature(getattr(ste_compile, name))
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.kind is not p.POSITIONAL_ONLY]
-        first = [p.replace(annotation=p.empty, kind=p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY]
+        first = [
+            p.replace(annotation=p.empty, kind=p.POSITIONAL_OR_KEYWORD)
+            for p in signature.parameters.values()
+            if p.kind is p.POSITIONAL_ONLY
+        ]
         assert heading[1].replace('"', "'") == str(inspect.Signature([*first, *bare]))
 
 

@@ -79,7 +79,9 @@ def in_view(page, selector: str) -> bool:
 def arrived(page, selector: str) -> None:
     """Wait until the element has the focus and is the target of the address, and can be seen."""
     page.wait_for_function("s => document.activeElement.matches(s) && document.activeElement.matches(':target')", arg=selector)
-    page.evaluate("() => new Promise(done => { let frames = 10; (function next() { frames-- ? requestAnimationFrame(next) : done() })() })")
+    page.evaluate(
+        "() => new Promise(done => { let frames = 10; (function next() { frames-- ? requestAnimationFrame(next) : done() })() })"
+    )
     assert in_view(page, selector)
 
 
@@ -202,8 +204,20 @@ def hostile() -> Report:
         casts=(MARKUP,), needs=MARKUP, order=MARKUP, reason=MARKUP, notes=(MARKUP,), stack=(Frame(path, 1, MARKUP, code),),
         edges=((f"s{MARKUP}", node), (f"other{MARKUP}", node)),
     )  # fmt: skip
-    lines = (Line(node, f'{node}: "{MARKUP}" = {MARKUP}(x)', "removed", path), Line(f"s{MARKUP}", code, "fused", MARKUP), Line("z", f"# {MARKUP}", "new", ""))
-    graph = Graph(MARKUP, True, MARKUP, (site,), (), (View(MARKUP, lines), View(f"2{MARKUP}", lines), View(f"3{MARKUP}", lines)), Break(path, 1, MARKUP))
+    lines = (
+        Line(node, f'{node}: "{MARKUP}" = {MARKUP}(x)', "removed", path),
+        Line(f"s{MARKUP}", code, "fused", MARKUP),
+        Line("z", f"# {MARKUP}", "new", ""),
+    )
+    graph = Graph(
+        MARKUP,
+        True,
+        MARKUP,
+        (site,),
+        (),
+        (View(MARKUP, lines), View(f"2{MARKUP}", lines), View(f"3{MARKUP}", lines)),
+        Break(path, 1, MARKUP),
+    )
     return Report(MARKUP, MARKUP, (graph,))
 
 
@@ -233,7 +247,9 @@ def test_markup_from_user_code_is_text(visit):
 def test_a_script_that_slipped_in_would_not_run(visit, chromium, tmp_path):
     """Given a page with a foreign script written into it, when it is opened, then the content security policy stops the script."""
     path = tmp_path / "tampered.html"
-    path.write_text(small().to_html().replace("</main>", "<script>pwned=1</script><img src=x onerror='pwned=1'></main>"), encoding="utf-8")
+    path.write_text(
+        small().to_html().replace("</main>", "<script>pwned=1</script><img src=x onerror='pwned=1'></main>"), encoding="utf-8"
+    )
     page = chromium.new_page()
 
     page.goto(path.as_uri())
@@ -334,7 +350,9 @@ def test_the_drawing_shows_the_edges_downwards(visit):
         assert all(
             a.y != b.y or a.x + a.width < b.x or b.x + b.width < a.x for i, a in enumerate(drawn.boxes) for b in drawn.boxes[:i]
         )
-        assert all(box.x >= 0 and box.x + box.width <= drawn.width + 1 and box.y + box.height <= drawn.height for box in drawn.boxes)
+        assert all(
+            box.x >= 0 and box.x + box.width <= drawn.width + 1 and box.y + box.height <= drawn.height for box in drawn.boxes
+        )
         roles = {box.name: box.role for box in drawn.boxes if box.role}
         assert roles == {site.node: "site", site.value.node: "value", site.surrogates[0].node: "surrogate"}
     page = visit(small())
@@ -425,6 +443,13 @@ def test_importing_the_package_imports_none_of_the_pages_libraries():
 
 def test_amounts_are_in_words():
     """Given counts and bytes, when they are shown, then units, separators and signs are; and nothing where nothing was measured."""
-    cases = [(1234, "kernels", False), (-5, "kernels", True), (5, "kernels", True), (0, "kernels", True), (2**20, "bytes_read", True), (None, "kernels", True)]
+    cases = [
+        (1234, "kernels", False),
+        (-5, "kernels", True),
+        (5, "kernels", True),
+        (0, "kernels", True),
+        (2**20, "bytes_read", True),
+        (None, "kernels", True),
+    ]
     assert [pages.amount(*case) for case in cases] == ["1,234", f"{MINUS}5", "+5", "0", "+1.0 MiB", "-"]
     assert [label for label, _ in pages.part_rows(Figures(1), Figures())] == ["ste_compile"]

@@ -28,7 +28,9 @@ def regrouped(s):
 
 
 @pytest.mark.parametrize("last", (0, 1))
-@pytest.mark.parametrize("fn", (lambda v, s, t: (v - s).detach() + t, lambda v, s, t: (v + s) - t.detach()), ids=("(v - s) + s", "(v + s) - s"))
+@pytest.mark.parametrize(
+    "fn", (lambda v, s, t: (v - s).detach() + t, lambda v, s, t: (v + s) - t.detach()), ids=("(v - s) + s", "(v + s) - s")
+)
 def test_an_order_is_that_of_one_surrogate(fn, last):
     """Given a surrogate that is `(a + b) + c` where it is added and `a + (b + c)` where it is subtracted, whichever is first in the
     graph: they cancel, but round apart, so the arithmetic is none of the three.
@@ -125,7 +127,9 @@ def test_a_value_far_from_its_site_is_found():
 
     def fn(v, s):
         surrogates = [s * 3.0**i for i in range(7)]
-        return functools.reduce(operator.sub, (s.detach() for s in surrogates[::-1]), functools.reduce(operator.add, surrogates, v))
+        return functools.reduce(
+            operator.sub, (s.detach() for s in surrogates[::-1]), functools.reduce(operator.add, surrogates, v)
+        )
 
     assert [site.value.name for site in sites(fn, 2)] == ["add_5", "add_4", "add_3", "add_2", "add_1", "add", "v_1"]
 
@@ -148,7 +152,9 @@ def test_the_search_for_a_value_ends(monkeypatch):
 def test_the_backward_is_not_looked_at():
     """Given what is computed from a tangent, it is no site, whatever it looks like. Broken by: `recognise` losing what comes after
     the first node of the backward; seen to fail."""
-    graph = make_fx(lambda h, s, tangents_1: (h * s, tangents_1.sin() + (s - s.detach())))(*(torch.ones(4) for _ in range(3))).graph
+    graph = make_fx(lambda h, s, tangents_1: (h * s, tangents_1.sin() + (s - s.detach())))(
+        *(torch.ones(4) for _ in range(3))
+    ).graph
     graph.find_nodes(op="placeholder")[2].meta["partitioner_tag"] = "is_backward"
     assert not recognise(graph)
 
@@ -177,7 +183,10 @@ def test_the_sum_of_two_zeros_is_one():
 def test_numbers_of_a_surrogate_are_no_surrogates():
     """Given surrogates with Python numbers in them, the terms that cancel are listed without the numbers. Broken by:
     `_reassociating_site` listing a number as a node, or none; seen to fail."""
-    for fn in (lambda v, s: v + (s + 1) + s.sin() - s.sin().detach() - (s + 1).detach(), lambda v, s: v + s + s.sin() - s.detach() - s.sin().detach()):
+    for fn in (
+        lambda v, s: v + (s + 1) + s.sin() - s.sin().detach() - (s + 1).detach(),
+        lambda v, s: v + s + s.sin() - s.detach() - s.sin().detach(),
+    ):
         *_, site = sites(fn, 2)
         assert site.needs == "algebraic" and not site.refusal and site.value.name == "v_1"
         assert site.surrogates and all(isinstance(each, torch.fx.Node) for each in site.surrogates)
@@ -274,5 +283,7 @@ def test_what_adds_up_two_layouts_is_two_values(name):
 
 def test_layouts_are_compared_where_they_are_seen():
     """Given a copy that only changes the stride of a dimension of one element, a sum of both is one value."""
-    graph = make_fx(lambda x: x.tan() + (x[:, :1].sum(1) - x[:, :1].contiguous().detach().sum(1)), tracing_mode="fake")(torch.randn(1, 8)).graph
+    graph = make_fx(lambda x: x.tan() + (x[:, :1].sum(1) - x[:, :1].contiguous().detach().sum(1)), tracing_mode="fake")(
+        torch.randn(1, 8)
+    ).graph
     assert len(recognise(graph)) == 1

@@ -30,7 +30,9 @@ def test_a_site_of_two_layouts_has_the_layout_of_its_first_operand(numerics, swa
         assert_equivalent(fn, x.requires_grad_(), q.requires_grad_(), numerics=numerics)
 
 
-@pytest.mark.parametrize("surrogate", (lambda s: s + 1, lambda s: 1 - s, lambda s: 2 * s - 1), ids=("s + 1", "1 - s", "2 * s - 1"))
+@pytest.mark.parametrize(
+    "surrogate", (lambda s: s + 1, lambda s: 1 - s, lambda s: 2 * s - 1), ids=("s + 1", "1 - s", "2 * s - 1")
+)
 def test_a_surrogate_with_a_constant_in_it_is_one(surrogate):
     """Given a surrogate that adds a Python number, whose two occurrences cancel as the surrogate's do, the site is found."""
     for fn in (

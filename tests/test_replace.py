@@ -62,7 +62,11 @@ def test_what_is_put_in_is_what_differs(name):
     (host, surrogate), negated, operators = STAND_INS[name]
     traced = graph_of(lambda h, s: (h + s).exp(), host, surrogate)
     assert put_in(traced, "add", "h_1", negated) == operators
-    wanted = torch.broadcast_tensors(-host if negated else host, surrogate)[0].to(torch.promote_types(host.dtype, surrogate.dtype)).exp()
+    wanted = (
+        torch.broadcast_tensors(-host if negated else host, surrogate)[0]
+        .to(torch.promote_types(host.dtype, surrogate.dtype))
+        .exp()
+    )
     assert torch.equal(traced(host, surrogate), wanted)
 
 
@@ -256,7 +260,11 @@ def test_strides_are_compared_where_they_are_seen():
     assert same_strides(one, torch.empty(1, 4)) and not same_strides(torch.empty(3, 4), torch.empty(4, 3).t())
 
 
-@pytest.mark.parametrize("now", (H.half(), H[:2], torch.randn(4, 3).t(), H.to("meta"), H[0], H[:, 0]), ids=("dtype", "shape", "strides", "device", "no rows", "no columns"))
+@pytest.mark.parametrize(
+    "now",
+    (H.half(), H[:2], torch.randn(4, 3).t(), H.to("meta"), H[0], H[:, 0]),
+    ids=("dtype", "shape", "strides", "device", "no rows", "no columns"),
+)
 def test_each_difference_is_a_mismatch(now):
     """Broken by: `check_same` without one of the properties; seen to fail."""
     traced = graph_of(lambda h: h.exp(), H)

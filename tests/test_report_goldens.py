@@ -1,6 +1,6 @@
 """What the report says of every spelling, as text: the review of the report is the review of these tables.
 
-    EXPECTTEST_ACCEPT=1 python -m pytest tests/test_report_goldens.py    # writes them anew
+EXPECTTEST_ACCEPT=1 python -m pytest tests/test_report_goldens.py    # writes them anew
 """
 
 import unittest
@@ -37,7 +37,9 @@ def said(numerics: str) -> str:
 @unittest.skipIf(not _torch.ROUNDS_ON_REQUEST, "before 2.13 a report shows what a site's whole statement computes")
 class TestReports(expecttest.TestCase):
     def test_exact(self):
-        self.assertExpectedInline(said("exact"), """\
+        self.assertExpectedInline(
+            said("exact"),
+            """\
 seed
     v + (s - s.detach()): fused, one operator, v + (s - s)
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 2 operators
@@ -186,10 +188,13 @@ site_of_site
     s.sin() + ((v + (s - s.detach())) - s.sin()).detach(): fused, one operator, (v - s) + s
         needs algebraic; value add: f32[4]; surrogate sin_1: f32[4]; frees 4 operators
         numerics='algebraic' would free 4 operators
-""")
+""",
+        )
 
     def test_finite(self):
-        self.assertExpectedInline(said("finite"), """\
+        self.assertExpectedInline(
+            said("finite"),
+            """\
 seed
     v + (s - s.detach()): cancelled, permitted by numerics='finite'
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 1 operator
@@ -318,10 +323,13 @@ site_of_site
     s.sin() + ((v + (s - s.detach())) - s.sin()).detach(): fused, one operator, (v - s) + s
         needs algebraic; value add: f32[4]; surrogate sin_1: f32[4]; frees 4 operators
         numerics='algebraic' would free 4 operators
-""")
+""",
+        )
 
     def test_algebraic(self):
-        self.assertExpectedInline(said("algebraic"), """\
+        self.assertExpectedInline(
+            said("algebraic"),
+            """\
 seed
     v + (s - s.detach()): cancelled, permitted by numerics='algebraic'
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 1 operator
@@ -433,4 +441,5 @@ site_of_site
         needs finite; value primals_2: bf16[4]; surrogate primals_1: f32[4]; frees 1 operator
     s.sin() + ((v + (s - s.detach())) - s.sin()).detach(): cancelled, permitted by numerics='algebraic'
         needs algebraic; value add: f32[4]; surrogate sin_1: f32[4]; frees 3 operators
-""")
+""",
+        )

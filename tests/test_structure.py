@@ -116,8 +116,10 @@ def test_exact_is_one_kernel_that_reads_the_seed_in_its_own_dtype(order):
     assert kernels(code) == 1
     signature = next(line for line in code[0].splitlines() if "cpp_pybinding([" in line)
     assert sorted(signature.split("[")[1].split("]")[0].replace("'", "").split(", ")) == [
-        "at::BFloat16*", "const at::BFloat16*", "const float*",
-    ]  # fmt: skip
+        "at::BFloat16*",
+        "const at::BFloat16*",
+        "const float*",
+    ]
 
 
 def test_a_16_bit_input_is_copied_as_it_is():

@@ -54,10 +54,20 @@ def inputs():
 def test_bitwise_equal_knows_dtype_shape_sign_and_nan():
     one = torch.ones(2)
     assert bitwise_equal(one, one.clone()) and not bitwise_equal(one, one.double()) and not bitwise_equal(one, torch.ones(1, 2))
-    assert bitwise_equal(torch.tensor([NAN]), -torch.tensor([NAN])) and not bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert bitwise_equal(torch.tensor([NAN]), -torch.tensor([NAN])) and not bitwise_equal(
+        torch.tensor([0.0]), torch.tensor([-0.0])
+    )
     assert not bitwise_equal(torch.tensor([NAN]), torch.tensor([1.0]))
-    for x in (torch.tensor([1 + 2j, complex(NAN, 0)]), torch.tensor([True, False]), torch.arange(3), torch.empty(0), torch.tensor(1.5),
-              torch.randn(4).to(torch.float8_e4m3fn), torch.tensor([NAN]).to(torch.float8_e5m2), torch.arange(3, dtype=torch.uint8)):  # fmt: skip
+    for x in (
+        torch.tensor([1 + 2j, complex(NAN, 0)]),
+        torch.tensor([True, False]),
+        torch.arange(3),
+        torch.empty(0),
+        torch.tensor(1.5),
+        torch.randn(4).to(torch.float8_e4m3fn),
+        torch.tensor([NAN]).to(torch.float8_e5m2),
+        torch.arange(3, dtype=torch.uint8),
+    ):
         assert bitwise_equal(x, x.clone()), x
     assert not bitwise_equal(torch.tensor([1 + 2j]), torch.tensor([1 + 3j]))
     assert bitwise_equal(torch.randn(3, 4).t(), torch.randn(3, 4).t()) is False
@@ -97,7 +107,12 @@ def test_an_equivalent_model_passes_and_is_left_as_it_was(numerics, train, input
     """Given a model in use, with gradients and statistics of its own, when compared, then nothing of it has changed."""
     model = Model()
     model(inputs)["y"].sum().backward()
-    before = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()], torch.get_rng_state(), inputs.grad.clone()
+    before = (
+        copy.deepcopy(model.state_dict()),
+        [p.grad.clone() for p in model.parameters()],
+        torch.get_rng_state(),
+        inputs.grad.clone(),
+    )
     pending = model(inputs)["y"].sum()  # a graph that waits for its backward
     before = copy.deepcopy(model.state_dict()), *before[1:2], torch.get_rng_state(), *before[3:]
     assert_equivalent(model, inputs, scale=2.0, numerics=numerics, train=train)
@@ -196,20 +211,41 @@ def _argument(outs, args):
 
 
 BROKEN = {
-    "value": (_off_by_one_ulp, r"output\['y'\]: 1 of 24 elements differ, the worst at \(2, 1\): .*, and in eager .*, 1 ulp apart"),
+    "value": (
+        _off_by_one_ulp,
+        r"output\['y'\]: 1 of 24 elements differ, the worst at \(2, 1\): .*, and in eager .*, 1 ulp apart",
+    ),
     "nan": (_nan, r"output\['y'\]: 4 of 24 elements differ, the worst at \(0, 0\): nan, and in eager .*, not comparable in ulp"),
-    "strides": (lambda outs, args: tuple(y.t().contiguous().t() for y in outs), r"strides of output\['y'\]: \(1, 6\), and in eager \(4, 1\)"),
-    "dtype": (lambda outs, args: tuple(y.double() for y in outs), r"output\['y'\]: torch.float64 \(6, 4\), and in eager torch.float32"),
-    "shape": (lambda outs, args: tuple(y[:3] for y in outs), r"shape and device of output\['y'\]: .*\(3, 4\).*, and in eager .*\(6, 4\)"),
+    "strides": (
+        lambda outs, args: tuple(y.t().contiguous().t() for y in outs),
+        r"strides of output\['y'\]: \(1, 6\), and in eager \(4, 1\)",
+    ),
+    "dtype": (
+        lambda outs, args: tuple(y.double() for y in outs),
+        r"output\['y'\]: torch.float64 \(6, 4\), and in eager torch.float32",
+    ),
+    "shape": (
+        lambda outs, args: tuple(y[:3] for y in outs),
+        r"shape and device of output\['y'\]: .*\(3, 4\).*, and in eager .*\(6, 4\)",
+    ),
     "aliasing": (_argument, r"what output\['y'\] shares memory with: \[\('argument 0', 0\)\], and in eager \[\]"),
     "identity": (_argument, r"what output\['y'\] is: \['argument 0'\], and in eager \[\]"),
-    "no gradient": (lambda outs, args: tuple(y.detach() for y in outs), r"gradient of parameter 'seed.weight': there is none, but in eager there is"),
-    "requires_grad": (lambda outs, args: tuple(y.detach() for y in outs), r"requires_grad of output\['y'\]: False, and in eager True"),
+    "no gradient": (
+        lambda outs, args: tuple(y.detach() for y in outs),
+        r"gradient of parameter 'seed.weight': there is none, but in eager there is",
+    ),
+    "requires_grad": (
+        lambda outs, args: tuple(y.detach() for y in outs),
+        r"requires_grad of output\['y'\]: False, and in eager True",
+    ),
     "gradient": (_scaled_gradient, r"gradient of parameter 'host.weight': \d+ of 16 elements differ"),
     "argument's gradient": (_scaled_gradient, r"gradient of argument 0: \d+ of 24 elements differ"),
     "mutation": (_mutated, r"argument 0 after the call: 1 of 24 elements differ, the worst at \(0, 0\)"),
-    "buffer": (_no_statistics, r"buffer 'norm.num_batches_tracked' after the call: 1 of 1 elements differ, the worst at \(\): 0, and in eager 1"),
-}  # fmt: skip
+    "buffer": (
+        _no_statistics,
+        r"buffer 'norm.num_batches_tracked' after the call: 1 of 1 elements differ, the worst at \(\): 0, and in eager 1",
+    ),
+}
 
 
 @pytest.mark.parametrize("numerics", LEVELS)
@@ -249,7 +285,9 @@ def test_the_site_a_difference_flows_from_is_named(monkeypatch):
     with pytest.raises(AssertionError, match=r"output\[1\]: 3 of 3 elements differ") as caught:
         assert_equivalent(model, torch.randn(3), torch.randn(3, requires_grad=True), numerics="finite")
     line = inspect.getsourcelines(model)[1] + 2
-    assert re.search(rf"flows from the site at \S*test_testing.py:{line}\n", str(caught.value)) and "output[0]" not in str(caught.value)
+    assert re.search(rf"flows from the site at \S*test_testing.py:{line}\n", str(caught.value)) and "output[0]" not in str(
+        caught.value
+    )
 
 
 def test_a_pass_that_loses_a_gradient_is_found(inputs, monkeypatch):

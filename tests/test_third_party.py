@@ -57,16 +57,25 @@ def test_gumbel_softmax(dtype, train):
 VECTOR_QUANTIZE = {
     "VectorQuantize": (lambda p: p.VectorQuantize(16, codebook_size=32, rotation_trick=False), 16, {"algebraic": 1}, 2),
     "VectorQuantize_learnable": (
-        lambda p: p.VectorQuantize(16, codebook_size=32, rotation_trick=False, sync_update_v=0.2, learnable_codebook=True, ema_update=False),
-        16, {"finite": 1, "algebraic": 1}, 4,
+        lambda p: p.VectorQuantize(
+            16, codebook_size=32, rotation_trick=False, sync_update_v=0.2, learnable_codebook=True, ema_update=False
+        ),
+        16,
+        {"finite": 1, "algebraic": 1},
+        4,
     ),
     "VectorQuantize_rotation": (lambda p: p.VectorQuantize(16, codebook_size=32, rotation_trick=True), 16, {}, 0),
-    "ResidualVQ": (lambda p: p.ResidualVQ(dim=16, codebook_size=32, num_quantizers=2, rotation_trick=False), 16, {"algebraic": 1}, 4),
+    "ResidualVQ": (
+        lambda p: p.ResidualVQ(dim=16, codebook_size=32, num_quantizers=2, rotation_trick=False),
+        16,
+        {"algebraic": 1},
+        4,
+    ),
     "SimVQ": (lambda p: p.SimVQ(dim=16, codebook_size=32, rotation_trick=False), 16, {"algebraic": 1}, 2),
     "FSQ": (lambda p: p.FSQ(levels=[8, 5, 5, 5]), 4, {"algebraic": 1}, 2),
     "LFQ": (lambda p: p.LFQ(dim=16, codebook_size=16, entropy_loss_weight=0.1), 16, {"algebraic": 1}, 8),
     "BinaryMapper": (lambda p: p.BinaryMapper(bits=4), 4, {"algebraic": 1}, 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VECTOR_QUANTIZE)

@@ -41,7 +41,9 @@ def block(h, w, seed_weight, seed_bias):
 
 
 def test_the_bare_operator_is_one_kernel_that_rounds_in_a_register(generated):
-    assert_expected_inline(generated(ste_compile.ste_forward, BARE, "exact"), """\
+    assert_expected_inline(
+        generated(ste_compile.ste_forward, BARE, "exact"),
+        """\
 def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 1048576
     xoffset = tl.program_id(0) * XBLOCK
@@ -56,11 +58,14 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr
     tmp5 = tmp0 + tmp4
     tl.store(out_ptr0 + (x0), tmp5, None)
 
-triton_poi_fused_0.run(arg0_1, arg1_1, buf0, 1048576, stream=raw_stream0)""")
+triton_poi_fused_0.run(arg0_1, arg1_1, buf0, 1048576, stream=raw_stream0)""",
+    )
 
 
 def test_a_reassociated_site_rounds_every_intermediate(generated):
-    assert_expected_inline(generated(reassociated, BARE, "exact"), """\
+    assert_expected_inline(
+        generated(reassociated, BARE, "exact"),
+        """\
 def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 1048576
     xoffset = tl.program_id(0) * XBLOCK
@@ -80,11 +85,14 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr
     tmp10 = tmp9.to(tl.float32)
     tl.store(out_ptr0 + (x0), tmp10, None)
 
-triton_poi_fused_0.run(arg1_1, arg0_1, buf0, 1048576, stream=raw_stream0)""")
+triton_poi_fused_0.run(arg1_1, arg0_1, buf0, 1048576, stream=raw_stream0)""",
+    )
 
 
 def test_the_bare_operator_cancels_to_a_copy(generated):
-    assert_expected_inline(generated(ste_compile.ste_forward, BARE, "finite"), """\
+    assert_expected_inline(
+        generated(ste_compile.ste_forward, BARE, "finite"),
+        """\
 def triton_poi_fused_0(in_ptr0, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 1048576
     xoffset = tl.program_id(0) * XBLOCK
@@ -94,11 +102,14 @@ def triton_poi_fused_0(in_ptr0, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     tmp0 = tl.load(in_ptr0 + (x0), None).to(tl.float32)
     tl.store(out_ptr0 + (x0), tmp0, None)
 
-triton_poi_fused_0.run(arg0_1, buf0, 1048576, stream=raw_stream0)""")
+triton_poi_fused_0.run(arg0_1, buf0, 1048576, stream=raw_stream0)""",
+    )
 
 
 def test_a_block_under_exact_joins_the_seed_in_the_kernel_of_its_gelu(generated):
-    assert_expected_inline(generated(block, BLOCK, "exact"), """\
+    assert_expected_inline(
+        generated(block, BLOCK, "exact"),
+        """\
 def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 131072
     xoffset = tl.program_id(0) * XBLOCK
@@ -149,11 +160,14 @@ def triton_poi_fused_1(in_out_ptr0, in_ptr0, in_ptr1, in_ptr2, xnumel, XBLOCK : 
 buf0 = extern_kernels.convolution(arg0_1, arg1_1, stride=(1, 1), padding=(1, 1), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1, bias=None)
 triton_poi_fused_0.run(arg0_1, buf0, buf1, 131072, stream=raw_stream0)
 buf2 = extern_kernels.convolution(buf1, arg2_1, stride=(1, 1), padding=(1, 1), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1, bias=None)
-triton_poi_fused_1.run(buf3, arg0_1, buf2, arg3_1, 131072, stream=raw_stream0)""")
+triton_poi_fused_1.run(buf3, arg0_1, buf2, arg3_1, 131072, stream=raw_stream0)""",
+    )
 
 
 def test_a_block_under_finite_has_no_seed(generated):
-    assert_expected_inline(generated(block, BLOCK, "finite"), """\
+    assert_expected_inline(
+        generated(block, BLOCK, "finite"),
+        """\
 def triton_poi_fused_0(in_out_ptr0, in_ptr0, xnumel, XBLOCK : tl.constexpr):
     xnumel = 131072
     xoffset = tl.program_id(0) * XBLOCK
@@ -168,4 +182,5 @@ def triton_poi_fused_0(in_out_ptr0, in_ptr0, xnumel, XBLOCK : tl.constexpr):
     tl.store(in_out_ptr0 + (x0), tmp4, None)
 
 buf0 = extern_kernels.convolution(arg0_1, arg1_1, stride=(1, 1), padding=(1, 1), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1, bias=None)
-triton_poi_fused_0.run(buf1, arg0_1, 131072, stream=raw_stream0)""")
+triton_poi_fused_0.run(buf1, arg0_1, 131072, stream=raw_stream0)""",
+    )

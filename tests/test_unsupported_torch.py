@@ -24,11 +24,14 @@ TREES = [ast.parse(path.read_text()) for path in sorted(Path(_torch.__file__).pa
 # The guarded imports at the top of a module of `_torch`, but for modules: those cannot be hidden from one package alone.
 IMPORTED = [
     f"{node.module}:{alias.name}"
-    for tree in TREES for block in tree.body if isinstance(block, ast.Try)
-    for node in block.body if isinstance(node, ast.ImportFrom)
+    for tree in TREES
+    for block in tree.body
+    if isinstance(block, ast.Try)
+    for node in block.body
+    if isinstance(node, ast.ImportFrom)
     for alias in node.names
     if not isinstance(getattr(importlib.import_module(node.module), alias.name), types.ModuleType)
-]  # fmt: skip
+]
 FEATURES = {name: feature for feature, (_, names) in _torch.FEATURES.items() for name in names}
 EXPLAINED = ("breaks", "counts")
 CORE = [name for name in (*IMPORTED, *_torch.SETTINGS, *_torch.INDUCTOR) if name not in (*FEATURES, *_torch.TESTING)]
@@ -110,14 +113,19 @@ def test_without_a_name_that_testing_needs_there_is_one_error(without, name):
 
 def test_every_private_name_is_on_a_list():
     """Breaks if a function of `_torch` imports a private name that nothing asks for first."""
-    listed = {name.split(".", 1)[0] if ":" not in name else name.replace("()", "") for name in (*CORE, *FEATURES, *_torch.TESTING)}
+    listed = {
+        name.split(".", 1)[0] if ":" not in name else name.replace("()", "") for name in (*CORE, *FEATURES, *_torch.TESTING)
+    }
     firsts = {f"{module}:{path.split('.')[0]}" for module, path in (name.split(":") for name in listed)}
     used = {
         f"{node.module}:{alias.name}"
-        for tree in TREES for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function) if isinstance(node, ast.ImportFrom) and node.module and "._" in node.module
+        for tree in TREES
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and node.module and "._" in node.module
         for alias in node.names
-    }  # fmt: skip
+    }
     # Modules whose names are on a list; an empty answer without it; and the trials', which are skipped where they do not work.
     modules = {"torch._inductor:ir", "torch._dynamo:utils"}
     trials = {"torch._subclasses.fake_tensor:FakeTensorMode", "torch._inductor.debug:DebugContext"}

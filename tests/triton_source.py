@@ -26,10 +26,19 @@ from ste_compile import lowering
 from ste_compile.hooks import run_joint, run_post_grad
 
 H100 = SimpleNamespace(
-    name="H100", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, warp_size=32,
-    regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, L2_cache_size=50 << 20,
-    shared_memory_per_block=49152, shared_memory_per_block_optin=232448, gcnArchName="",
-)  # fmt: skip
+    name="H100",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    total_memory=80 << 30,
+    warp_size=32,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    L2_cache_size=50 << 20,
+    shared_memory_per_block=49152,
+    shared_memory_per_block_optin=232448,
+    gcnArchName="",
+)
 
 
 class _Generated(Exception):
@@ -42,10 +51,20 @@ def _h100() -> Iterator[None]:
     from triton.runtime import driver
 
     answers = {
-        "is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": H100,
-        "get_device_capability": (9, 0), "_lazy_init": None, "synchronize": None, "set_device": None, "_exchange_device": 0,
-        "_maybe_exchange_device": 0, "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None, "_get_device_properties": H100,
-    }  # fmt: skip
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_properties": H100,
+        "get_device_capability": (9, 0),
+        "_lazy_init": None,
+        "synchronize": None,
+        "set_device": None,
+        "_exchange_device": 0,
+        "_maybe_exchange_device": 0,
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": None,
+        "_get_device_properties": H100,
+    }
     target = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0)
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
@@ -56,7 +75,9 @@ def _h100() -> Iterator[None]:
         stack.enter_context(mock.patch.object(driver, "_active", target))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))  # a CUDA build's (2.11)
         stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
-        folder = stack.enter_context(tempfile.TemporaryDirectory())  # which torch would leave behind, as it is stopped by an error
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory()
+        )  # which torch would leave behind, as it is stopped by an error
         stack.enter_context(mock.patch.dict("os.environ", TORCHINDUCTOR_CACHE_DIR=folder))
         yield
 
@@ -80,7 +101,9 @@ def whole_source(fn: Callable[..., Any], specs: Sequence[tuple[Any, torch.dtype]
     lowering.register()
     with _h100(), mock.patch.object(GraphLowering, "codegen", codegen), FakeTensorMode():
         args = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in specs]
-        gm = make_fx(lambda *a: out if isinstance(out := fn(*a), tuple) else (out,), decomposition_table=select_decomp_table())(*args)
+        gm = make_fx(lambda *a: out if isinstance(out := fn(*a), tuple) else (out,), decomposition_table=select_decomp_table())(
+            *args
+        )
         if numerics:
             run_joint(gm.graph, numerics)
             gm.graph.eliminate_dead_code()

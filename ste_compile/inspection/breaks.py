@@ -1,10 +1,10 @@
 """Where Dynamo stopped, why, and what runs in eager for it. Without it a model that is not compiled looks like one without sites.
 
-    graph_breaks    all breaks of what is compiled in a block, read off three places:
-                        each break        the log that TORCH_LOGS=graph_breaks prints: a place and a reason
-                        a skipped frame   Dynamo's metrics of the compilation: the function that it gave up
-                        a skipped rest    the reasons of breaks after which Dynamo did not resume
-    break_before    the break after which a site's code was resumed
+graph_breaks    all breaks of what is compiled in a block, read off three places:
+                    each break        the log that TORCH_LOGS=graph_breaks prints: a place and a reason
+                    a skipped frame   Dynamo's metrics of the compilation: the function that it gave up
+                    a skipped rest    the reasons of breaks after which Dynamo did not resume
+break_before    the break after which a site's code was resumed
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Nodes and sites in words and numbers, for the report.
 
-    of a node     `type_of`, `line`, `computes`
-    of nodes      `count`, `bytes_of`; `with_regions` and `saved_by` say of which
-    of a site     `operand` (its value, or a surrogate), `casts`, `edges`, `notes`
+of a node     `type_of`, `line`, `computes`
+of nodes      `count`, `bytes_of`; `with_regions` and `saved_by` say of which
+of a site     `operand` (its value, or a surrogate), `casts`, `edges`, `notes`
 """
 
 from __future__ import annotations

@@ -48,11 +48,22 @@ def render(report: Report) -> str:
     source = functools.partial(loader.get_source, environment)
     script = source("page.js")[0]
     return environment.get_template("page.html.j2").render(
-        report=report, version=__version__, states=STATES, actions=ACTIONS, figures=FIGURES,
-        rows=part_rows, jumps=jumps, draw=draw, line_id=line_id, site_of=site_of,
-        styles=Markup(source("page.css")[0]), light=_definitions(Light), dark=_definitions(Dark), script=Markup(script),
+        report=report,
+        version=__version__,
+        states=STATES,
+        actions=ACTIONS,
+        figures=FIGURES,
+        rows=part_rows,
+        jumps=jumps,
+        draw=draw,
+        line_id=line_id,
+        site_of=site_of,
+        styles=Markup(source("page.css")[0]),
+        light=_definitions(Light),
+        dark=_definitions(Dark),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )  # fmt: skip
+    )
 
 
 # Text

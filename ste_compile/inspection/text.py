@@ -34,8 +34,10 @@ def render(report: Report) -> str:
 
 def _blocks(report: Report) -> Iterator[str | Table]:
     """The paragraphs and tables of the text."""
-    yield (f"ste-compile, torch {report.torch}, numerics={report.numerics!r}: {plural(len(report.sites), 'site')}, "
-           f"{plural(len(report.graphs), 'graph')}")  # fmt: skip
+    yield (
+        f"ste-compile, torch {report.torch}, numerics={report.numerics!r}: {plural(len(report.sites), 'site')}, "
+        f"{plural(len(report.graphs), 'graph')}"
+    )
     yield from map(str, report.breaks)
     for graph in report.graphs:
         yield ""

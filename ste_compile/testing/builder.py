@@ -209,8 +209,20 @@ class Builder:
             self.site()
 
 
-STATEMENTS = (Builder.site, Builder.unary, Builder.site, Builder.binary, Builder.layer, Builder.scaled, Builder.cast,
-              Builder.view, Builder.near_site, Builder.in_place, Builder.again, Builder.mutate_argument)  # fmt: skip
+STATEMENTS = (
+    Builder.site,
+    Builder.unary,
+    Builder.site,
+    Builder.binary,
+    Builder.layer,
+    Builder.scaled,
+    Builder.cast,
+    Builder.view,
+    Builder.near_site,
+    Builder.in_place,
+    Builder.again,
+    Builder.mutate_argument,
+)
 
 
 def build(draw: Draw, statements: int = 8) -> Program:

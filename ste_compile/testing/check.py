@@ -110,9 +110,15 @@ def cancelled_lines(program: Program, sites: Sequence[Site]) -> set[int | None]:
 
 
 def differences(
-    program: Program, sites: Sequence[Site], ours: Run, eager: Run, oracle: Run, stock: Callable[[], Run],
-    stock_oracle: Callable[[], Run], near: bool = False,
-) -> list[str]:  # fmt: skip
+    program: Program,
+    sites: Sequence[Site],
+    ours: Run,
+    eager: Run,
+    oracle: Run,
+    stock: Callable[[], Run],
+    stock_oracle: Callable[[], Run],
+    near: bool = False,
+) -> list[str]:
     """What is wrong with our run, in words: lines that should have been rewritten and were not, or the reverse; facts that are
     not eager's; tensors that are not the oracle's. A difference that torch makes without our passes is not ours: AOTAutograd adds
     up gradients in another order. `near`: Inductor's tensors may be as far from the oracle as stock Inductor takes it."""

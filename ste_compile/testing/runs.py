@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from .. import _torch
 from ..state import state_kept
 
-WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
-         torch.complex32: torch.complex128, torch.complex64: torch.complex128}  # fmt: skip
+WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
 
 
 @dataclass
@@ -28,9 +33,16 @@ class Run:
 
 
 def run(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], modules: dict[str, nn.Module], *,
-    backward: bool, train: bool | None, rng_seed: int, wide: bool = False,
-) -> Run:  # fmt: skip
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    modules: dict[str, nn.Module],
+    *,
+    backward: bool,
+    train: bool | None,
+    rng_seed: int,
+    wide: bool = False,
+) -> Run:
     """Call `fn` on copies, once, and again backwards; `wide` in float64 throughout."""
     done = Run()
     with state_kept(modules.values()), _Wide() if wide else contextlib.nullcontext():  # type: ignore[no-untyped-call]
@@ -54,10 +66,16 @@ def run(
         done.tensors |= {f"{n} after the call": t.detach().clone() for n, t in names.items()}
         if backward:
             _backward(outputs)
-            done.tensors |= {f"gradient of {n}": None if leaf.grad is None else leaf.grad.detach().clone()
-                             for n, leaf, wanted in zip(names, leaves, differentiable) if wanted}  # fmt: skip
-            done.tensors |= {f"gradient of {n}": None if t.grad is None else t.grad.detach().clone()
-                             for n, t in state.items() if t.requires_grad}  # fmt: skip
+            done.tensors |= {
+                f"gradient of {n}": None if leaf.grad is None else leaf.grad.detach().clone()
+                for n, leaf, wanted in zip(names, leaves, differentiable)
+                if wanted
+            }
+            done.tensors |= {
+                f"gradient of {n}": None if t.grad is None else t.grad.detach().clone()
+                for n, t in state.items()
+                if t.requires_grad
+            }
         done.tensors |= {f"{n} after the call": t.detach().clone() for n, t in _state(modules).items()}
     return done
 
@@ -71,9 +89,11 @@ def _state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _argument_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    leaves = [(_path(f"argument {i}", path), leaf)
-              for i, a in [*enumerate(args), *((repr(k), v) for k, v in kwargs.items())]
-              for path, leaf in _torch.pytree.tree_flatten_with_path(a)[0]]  # fmt: skip
+    leaves = [
+        (_path(f"argument {i}", path), leaf)
+        for i, a in [*enumerate(args), *((repr(k), v) for k, v in kwargs.items())]
+        for path, leaf in _torch.pytree.tree_flatten_with_path(a)[0]
+    ]
     return {name: leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
 
 
@@ -115,9 +135,10 @@ def note_outputs(done: Run, outputs: dict[str, Any], inputs: dict[str, Tensor]) 
         done.facts[f"requires_grad of {name}"] = out.requires_grad
         done.facts[f"what {name} is"] = [other for other, t in before.items() if t is out]
         done.facts[f"what {name} shares memory with"] = [
-            (other, out.storage_offset() - t.storage_offset()) for other, t in before.items()
+            (other, out.storage_offset() - t.storage_offset())
+            for other, t in before.items()
             if _storage(t) is not None and _storage(t) == _storage(out)
-        ]  # fmt: skip
+        ]
         before[name] = out
 
 

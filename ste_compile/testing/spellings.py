@@ -116,8 +116,10 @@ NEAR = (
     Spelling("kahan_in_one", ("{a} = {v} + {s}", "{b} = {v}.cos()", "{out} = ({b} + {s}) - ({a} - {v}.detach())")),
     Spelling("two_sum", ("{a} = {v} + {s}", "{b} = {a} - {v}.detach()", "{out} = ({v} - ({a} - {b})) + ({s} - {b})")),
     Spelling("measured", ("{a} = {s} + ({v} - {s}).detach()", "{out} = {a} - {v}.detach()")),
-    Spelling("two_layouts", ("{a} = {s}.flatten().repeat(3, 2)", "{b} = {a}.t().contiguous().t()",
-                             "{out} = {v} + ({a}.sum() - {b}.detach().sum())")),
+    Spelling(
+        "two_layouts",
+        ("{a} = {s}.flatten().repeat(3, 2)", "{b} = {a}.t().contiguous().t()", "{out} = {v} + ({a}.sum() - {b}.detach().sum())"),
+    ),
     Spelling("magic_tensor", ("{out} = ({v} + {m}).detach() - {m}",)),
     Spelling("magic_detached", ("{out} = ({v} + {m}) - {m}.detach()",)),
     Spelling("magic_view", ("{a} = {m}.float().expand(1)", "{out} = ({v} + {a}).detach() - {a}")),

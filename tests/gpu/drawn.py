@@ -91,7 +91,11 @@ def _exact(graph: Graph) -> Iterator[Node]:
     once: set[Node] = set()
     for node in graph.nodes:
         inputs = node.all_input_nodes
-        if node.op == "placeholder" or (node in sites and _leaves(node, sites[node]) <= once) or (node.target in ROUNDS_NOTHING and exact.issuperset(inputs)):
+        if (
+            node.op == "placeholder"
+            or (node in sites and _leaves(node, sites[node]) <= once)
+            or (node.target in ROUNDS_NOTHING and exact.issuperset(inputs))
+        ):
             exact.add(node)
         elif (node.target in ROUNDS_ONCE or is_cast(node)) and exact.issuperset(inputs):
             once.add(node)

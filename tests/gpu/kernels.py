@@ -68,7 +68,9 @@ def compile_for(text: str, target: GPUTarget) -> Any:
     options = {"num_warps": WARPS}
     if "enable_fp_fusion" in meta:
         options["enable_fp_fusion"] = meta["enable_fp_fusion"]
-    return triton.compile(ASTSource(kernel, meta["signature"], {"XBLOCK": BLOCK}, meta["configs"][0]), target=target, options=options)
+    return triton.compile(
+        ASTSource(kernel, meta["signature"], {"XBLOCK": BLOCK}, meta["configs"][0]), target=target, options=options
+    )
 
 
 def _jitted(text: str) -> tuple[Any, dict[str, Any]]:

@@ -166,9 +166,14 @@ def _select(state: _Threads, modifiers: list[str], operands: list[str], mask: An
 
 
 STEPS: dict[str, Callable[..., None]] = {
-    "ld.param": _load_argument, "ld.global": _load, "st.global": _store, "mov": _move, "cvt": _convert, "setp": _compare,
+    "ld.param": _load_argument,
+    "ld.global": _load,
+    "st.global": _store,
+    "mov": _move,
+    "cvt": _convert,
+    "setp": _compare,
     "selp": _select,
-}  # fmt: skip
+}
 
 
 def _compute(state: _Threads, statement: str, modifiers: list[str], operands: list[str]) -> None:

@@ -70,5 +70,8 @@ def test_amd_code_multiplies_and_adds_apart(name, dtype, generated, monkeypatch)
 
 
 def test_amd_code_of_stock_does_not(generated):
-    code = [compile_for(kernel(generated, "dequantised", d, None), GPUTarget("hip", "gfx942", 64)).asm["amdgcn"] for d in ("fp32", "fp64")]
+    code = [
+        compile_for(kernel(generated, "dequantised", d, None), GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+        for d in ("fp32", "fp64")
+    ]
     assert all(map(AMD_FUSED.search, code))
