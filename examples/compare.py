@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 import types
+import typing
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,8 +34,8 @@ import ste_compile
 matplotlib.use("Agg")
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
 
-LEVELS = ("exact", "finite", "algebraic")
-COLORS = {"eager": "#9a9a9a", "stock": "#f0c264", "exact": "#c8384c", "finite": "#00798c", "algebraic": "#0b1f4b"}
+LEVELS = typing.get_args(ste_compile.Numerics)
+COLORS = dict(zip(("eager", "stock", *LEVELS), ("#9a9a9a", "#f0c264", "#c8384c", "#00798c", "#0b1f4b", "#7a4fa3")))
 Batch = tuple[Tensor, ...]
 
 

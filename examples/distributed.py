@@ -15,6 +15,7 @@ import copy
 import os
 import statistics
 import time
+import typing
 from collections.abc import Callable
 
 # A graph from the cache ran no pass, and then there would be no sites to count.
@@ -186,7 +187,7 @@ def table(contestants: list[Contestant], parallel: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parallel", choices=PARALLEL, default="ddp", help="data, fully sharded or tensor parallel (ddp)")
-    parser.add_argument("--numerics", choices=("exact", "finite", "algebraic"), default="finite", help="the level (finite)")
+    parser.add_argument("--numerics", choices=typing.get_args(ste_compile.Numerics), default="finite", help="the level (finite)")
     parser.add_argument("--steps", type=int, default=30, help="training steps of each contestant, 2 or more (30)")
     parser.add_argument("--blocks", type=int, default=3, help="blocks of the host, each with a seed (3)")
     arguments = parser.parse_args()

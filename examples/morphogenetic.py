@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import ste_compile
 
 WIDTH, BATCH = 48, 128
-LEVELS = ("exact", "finite", "algebraic")
+LEVELS = compare.LEVELS
 CONTESTANTS = ("eager", "stock", *LEVELS, "host alone")
 
 

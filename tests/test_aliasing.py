@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from ste_compile.passes import levels as table
 
 BACKENDS = ("ste_aot_eager", "ste")
-LEVELS = ("exact", "finite", "algebraic")
+LEVELS = tuple(table.LEVELS)
 
 
 def compiled(fn, backend, numerics, **kwargs):

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from ste_compile.passes import cancel, recognise
+from ste_compile.passes import levels as table
 
 import ste_compile
 from ste_compile.testing import assert_equivalent
 
-LEVELS = ("exact", "finite", "algebraic")
+LEVELS = tuple(table.LEVELS)
 
 
 @pytest.mark.parametrize("numerics", LEVELS)

@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import HealthCheck, find, given, settings
+from ste_compile.passes import levels as table
 from torch import nn
 
 from ste_compile import _torch, backends, hooks
@@ -27,7 +28,7 @@ from ste_compile.testing.traced import check_traced
 from .fuzz import drawn, shrunk
 from .spellings import BY_NAME
 
-LEVELS = ("exact", "finite", "algebraic")
+LEVELS = tuple(table.LEVELS)
 INF, NAN = float("inf"), float("nan")
 
 
