@@ -168,13 +168,13 @@ two_seeds
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 4 operators
         numerics='finite' would free 4 operators
 residual_sum
-    (v + s + v.sin()) - s.detach(): fused, its own arithmetic, every intermediate rounded
-        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees 3 operators
+    (v + s + v.abs()) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value primals_1 + abs_1: a sum; surrogate primals_2: f32[4]; frees 3 operators
         numerics='algebraic' would free 3 operators
 residual_difference
-    (s - v + v.sin() - 2.5) - s.detach(): fused, its own arithmetic, every intermediate rounded
-        needs algebraic; value sin - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 4 operators
-        numerics='algebraic' would free 4 operators
+    (s - v - 2.5) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 3 operators
+        numerics='algebraic' would free 3 operators
 two_surrogates
     v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
         needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees nothing
@@ -304,13 +304,13 @@ two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='finite'
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 3 operators
 residual_sum
-    (v + s + v.sin()) - s.detach(): fused, its own arithmetic, every intermediate rounded
-        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees 3 operators
+    (v + s + v.abs()) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value primals_1 + abs_1: a sum; surrogate primals_2: f32[4]; frees 3 operators
         numerics='algebraic' would free 3 operators
 residual_difference
-    (s - v + v.sin() - 2.5) - s.detach(): fused, its own arithmetic, every intermediate rounded
-        needs algebraic; value sin - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 4 operators
-        numerics='algebraic' would free 4 operators
+    (s - v - 2.5) - s.detach(): fused, its own arithmetic, every intermediate rounded
+        needs algebraic; value - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 3 operators
+        numerics='algebraic' would free 3 operators
 two_surrogates
     v + s + s.sin() - s.detach() - s.sin().detach(): fused, its own arithmetic, every intermediate rounded
         needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees nothing
@@ -426,11 +426,11 @@ two_seeds
     v + (s - s.detach()) + (s.tanh() - s.tanh().detach()): cancelled, permitted by numerics='algebraic'
         needs finite; value add: f32[4]; surrogate tanh: f32[4]; frees 3 operators
 residual_sum
-    (v + s + v.sin()) - s.detach(): cancelled, permitted by numerics='algebraic'
-        needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees 2 operators
+    (v + s + v.abs()) - s.detach(): cancelled, permitted by numerics='algebraic'
+        needs algebraic; value primals_1 + abs_1: a sum; surrogate primals_2: f32[4]; frees 2 operators
 residual_difference
-    (s - v + v.sin() - 2.5) - s.detach(): cancelled, permitted by numerics='algebraic'
-        needs algebraic; value sin - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 3 operators
+    (s - v - 2.5) - s.detach(): cancelled, permitted by numerics='algebraic'
+        needs algebraic; value - primals_2 - 2.5: a sum; surrogate primals_1: f32[4]; frees 2 operators
 two_surrogates
     v + s + s.sin() - s.detach() - s.sin().detach(): cancelled, only another cancelled site used it
         needs algebraic; value primals_1 + sin: a sum; surrogate primals_2: f32[4]; frees nothing
