@@ -175,7 +175,7 @@ class Builder:
         unequal = v.tensor.shape != s.tensor.shape or v.tensor.dtype != s.tensor.dtype
         if not v.support.isdisjoint(surrogate | inner) or not surrogate.isdisjoint(inner) or (spelling.same and unequal):
             return
-        lines += [Line(text.format(**names), near) for text in spelling.lines]
+        lines += [Line(text.format(**names), near, spelling.untraced) for text in spelling.lines]
         numbers = {"number", "constant"} if spelling.is_number else set()
         self.add(lines, out, [v, s], (spelling.name, v.key, s.key), v.support | surrogate | inner | numbers)
         if spelling.name == "no_residual" and self.variables[-1].name == out:

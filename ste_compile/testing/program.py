@@ -37,10 +37,12 @@ def cancelled_to(expression: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Line:
-    """`text` may hold one SITE. `near`: nothing that happens on this line may be rewritten."""
+    """`text` may hold one SITE. `near`: nothing that happens on this line may be rewritten. `untraced`: its site need not be
+    found, because torch leaves no trace of its marker inside another `no_grad`."""
 
     text: str
     near: bool = False
+    untraced: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +68,8 @@ class Program:
         return [number for number, line in self._numbered() if line.near]
 
     def unseen(self) -> set[int]:
-        """The numbers of the lines whose site need not be found: a `no_grad` inside another leaves no trace."""
-        return {number for number, line in self._numbered() if line.text.endswith("# no_grad")}
+        """The numbers of the lines whose site need not be found."""
+        return {number for number, line in self._numbered() if line.untraced}
 
     def _numbered(self) -> list[tuple[int, Line]]:
         return list(enumerate(self.lines, 3 if self.autocast else 2))

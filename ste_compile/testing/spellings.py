@@ -15,10 +15,11 @@ from ..passes.levels import Numerics
 
 @dataclass(frozen=True)
 class Spelling:
-    """`lines` are assignments, of which the last gives the result. `same`: the operands must have one dtype and shape.
+    """`lines` are assignments, of which the last gives the result. `same`: the operands must have one dtype and shape. `untraced`
+    as in `program.Line`.
 
-    One that `needs` a level to remove its surrogate is tested alone too, as a function of `operands`: of the same lines, or of
-    `function`, whose last line is the result, where it is written otherwise than a program, with a site a line, can be.
+    A spelling with `needs`, the level that removes its surrogate, is also tested by itself, as a function of `operands`. Its text
+    is `lines`, or else `function`, whose last line is the result: a program has one site a line, and a function need not.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Spelling:
     operands: str = "v, s"
     function: tuple[str, ...] = ()
     same: bool = False
+    untraced: bool = False
 
     @property
     def is_number(self) -> bool:
@@ -88,8 +90,9 @@ SITES = (
                              "{a} = SITE({c} + {a} * 0.5; {c})", "{out} = {a} * {b}")),
     Spelling("shared_difference", ("{a} = ({v} - {s}).detach()", "{b} = SITE({s} + {a}; {v})", "{c} = SITE({a} + {s}; {v})",
                                    "{out} = {c} * {b}")),
-    Spelling("no_grad", ("with torch.no_grad(): {a} = {v} - {s}", "{out} = SITE({s} + {a}; {v})  # no_grad")),
-    Spelling("no_grad_surrogate", ("with torch.no_grad(): {a} = {s}.clone()", "{out} = SITE({v} + ({s} - {a}); {v})  # no_grad")),
+    Spelling("no_grad", ("with torch.no_grad(): {a} = {v} - {s}", "{out} = SITE({s} + {a}; {v})"), untraced=True),
+    Spelling("no_grad_surrogate", ("with torch.no_grad(): {a} = {s}.clone()", "{out} = SITE({v} + ({s} - {a}); {v})"),
+             untraced=True),
     Spelling("detach_in_place", ("{out} = SITE({s} + ({v} - {s}).detach_(); {v})",)),
     Spelling("detached_clone", ("{a} = {s}.clone()", "{a}.detach_()", "{out} = SITE({v} + ({s} - {a}); {v})")),
     Spelling("viewed_zero", ("{a} = ({s} - {s}.detach()).flatten().reshape({s}.shape)", "{out} = SITE({v} + {a}; {v})")),
