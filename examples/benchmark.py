@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_contestants import CONTESTANTS, TIMES, Contestant, Key, cache, check, cold, contestants_of, race
+from benchmark_contestants import CONTESTANTS, TIMES, Contestant, Key, cache, cold, contestants_of, race
 from benchmark_results import SEEDED, Row, draw, goals, grouped, table
-from compare import LEVELS, counted
+from compare import LEVELS, check, counted
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from workloads import WORK, Size

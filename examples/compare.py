@@ -72,7 +72,10 @@ class Contestant:
         self.losses, self.times = [], {"step": [], "inference": []}
         self.counts, self.measured = {}, {}
         with ste_compile.collect(graphs=False) as recorder:
-            self.loss(*batch).backward()
+            loss = self.loss(*batch)
+            loss.backward()
+            gradients = {name: leaf.grad for name, leaf in self.model.named_parameters() if leaf.grad is not None}
+            self.first = types.SimpleNamespace(loss=loss.item(), gradients=gradients)
             self.optimizer.zero_grad()
             self.result(*batch)
         actions = [site.action for graph in recorder.report().graphs if graph.training for site in graph.sites]
@@ -137,7 +140,33 @@ def contestants(model: nn.Module, batch: Batch, rate: float, autocast: bool = Fa
             made["finite"].counts = made["exact"].counts
         elif generate and name in LEVELS:
             made[name].counts, made["stock"].counts = counted(made[name], batch, name)
+    if generate:  # in eager's kernels stock is eager, and allows nothing
+        check({name: each.first for name, each in made.items()})
+    for each in made.values():
+        del each.first
     return list(made.values())
+
+
+def check(contestants: dict[str, Any]) -> None:
+    """`loss` and `gradients` against eager's. (The host alone has the same loss, and the gradients of its own parameters.) What
+    the sites add must vanish in what Inductor's own fusions change: each may be as far from eager as stock torch.compile is, and
+    half as much again."""
+    eager, stock = contestants["eager"], contestants["stock"]
+    allowed = 1.5 * distance(stock.gradients, eager.gradients) + 1e-3
+    for name, contestant in contestants.items():
+        missing = eager.gradients.keys() - contestant.gradients.keys()
+        if missing and name != "host alone":
+            raise AssertionError(f"{name}: no gradients of {', '.join(sorted(missing))}")
+        far = distance(contestant.gradients, eager.gradients)
+        if far > allowed:
+            raise AssertionError(f"{name}: gradients are {far:.2e} from eager's, stock's allow {allowed:.2e}")
+        if abs(contestant.loss - eager.loss) > 1.5 * abs(stock.loss - eager.loss) + 1e-3:
+            raise AssertionError(f"{name}: the loss is {contestant.loss}, eager's {eager.loss}, stock's {stock.loss}")
+
+
+def distance(ours: dict[str, Tensor], eager: dict[str, Tensor]) -> float:
+    """The largest relative distance (2-norm) of a gradient from eager's."""
+    return max(((ours[n] - eager[n]).norm() / eager[n].norm().clamp_min(1e-12)).item() for n in ours)
 
 
 def in_turn(contestants: list[Contestant], batches: list[Batch], epochs: int) -> Iterator[tuple[Contestant, Batch]]:

@@ -3,7 +3,7 @@
 number_values   which nodes hold the same value
 recognise       joint or inference graph -> sites: sums in which a term cancels (`linear_form`, by the table in `operators`), and
                 what their arithmetic is (`arithmetic`)
-cancel          joint or inference graph: what the level permits
+cancel          joint, inference or partitioned forward: what the level permits
 keep, release   what a cancelled surrogate drew or mutated (`effects`): read by the forward until it has been partitioned
 defer           partitioned backward: what moved there from the forward, in regions of its own
 tag, fuse       what is left: marked now, rewritten in the post-grad graph to the operators of `ops`

@@ -51,16 +51,14 @@ def cancel(
         _drop_assertions(graph)
         before = effects(graph, all_of_it=not deferred)
     if before and not can_keep():
-        return [Outcome(site.root, "left", Reason.NO_EFFECTS.of()) for site in sites]
+        return [Outcome(site.root, Reason.NO_EFFECTS.of()) for site in sites]
     rewrites = Rewrites(graph)
     outcomes = [_outcome(rewrites, site, numerics) for site in sites]
     graph.output_node().meta[CANCELLED] = any(outcome.action == "cancelled" for outcome in outcomes)
     failed: list[Exception] = []  # whatever fails from here on, the sites above are cancelled, and their effects are kept
     dropped = _tried(failed, rewrites.finish) or ()
     _tried(failed, keep, graph, before)
-    outcomes = [
-        replace(each, action="cancelled", why=Reason.WITH_ANOTHER.of()) if each.result in dropped else each for each in outcomes
-    ]
+    outcomes = [replace(each, why=Reason.WITH_ANOTHER.of()) if each.result in dropped else each for each in outcomes]
     return [*outcomes[:-1], *(replace(each, error=each.error or next(iter(failed), None)) for each in outcomes[-1:])]
 
 
@@ -80,14 +78,14 @@ def _drop_assertions(graph: Graph) -> None:
 
 def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
     if site.refusal:
-        return Outcome(site.root, "left", site.refusal)
+        return Outcome(site.root, site.refusal)
     if site.needs not in LEVELS[numerics].removes:
-        return Outcome(site.root, "left", Reason.LEVEL.of(site.needs))
+        return Outcome(site.root, Reason.LEVEL.of(site.needs))
     try:
         result = replace_with_value(rewrites, site.root, site.value, site.negated)
-        return Outcome(result, "cancelled", Reason.PERMITTED.of(numerics))
+        return Outcome(result, Reason.PERMITTED.of(numerics))
     except Refused as refusal:
-        return Outcome(site.root, "left", refusal.why)
+        return Outcome(site.root, refusal.why)
     except Exception as error:
         error.add_note(f"at the site {site.root.format_node()}")
-        return Outcome(site.root, "left", Reason.FAILED.of(error), error=error)
+        return Outcome(site.root, Reason.FAILED.of(error), error=error)

@@ -37,7 +37,6 @@ ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
 # Real dtypes Inductor computes in its own kernels; complex falls back to eager's, which round by themselves.
 FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
-FUSED = (Reason.ONE_OPERATOR, Reason.EACH_ROUNDED)
 # The shape of an expression: (operator, shapes of its node arguments), or None for a leaf.
 Shape = tuple[Any, list[Any]] | None
 
@@ -76,12 +75,12 @@ def fuse(graph: Graph) -> list[Outcome]:
         mark = root.meta.pop(TAG)
         try:
             node, why = _fuse_one(graph, root, mark, match)
-            outcomes.append(Outcome(node, "fused" if why.reason in FUSED else "left", why, mark["key"]))
+            outcomes.append(Outcome(node, why, mark["key"]))
         except Mismatch as mismatch:
-            outcomes.append(Outcome(root, "left", mismatch.why, mark["key"]))
+            outcomes.append(Outcome(root, mismatch.why, mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
-            outcomes.append(Outcome(root, "left", Reason.FAILED.of(error), mark["key"], error))
+            outcomes.append(Outcome(root, Reason.FAILED.of(error), mark["key"], error))
     return outcomes[::-1]
 
 

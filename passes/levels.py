@@ -21,21 +21,18 @@ Numerics = Literal["exact", "finite", "algebraic"]
 @dataclass(frozen=True)
 class Level:
     """One level. `removes` are the needs (`Site.needs`) of the sites that it cancels. `backend` is its name for
-    `torch.compile(backend=...)`, an entry point in pyproject.toml; `summary` says in a few words what that backend does.
-    `compared` is how `ste_compile.testing` holds a model with cancelled sites against eager: to the bit, by `==`, or within
-    eager's own rounding."""
+    `torch.compile(backend=...)`, an entry point in pyproject.toml. `compared` is how `ste_compile.testing` holds a model with
+    cancelled sites against eager: to the bit, by `==`, or within eager's own rounding."""
 
     removes: frozenset[str]
     backend: str
-    summary: str
     compared: Literal["bits", "values", "bound"]
 
 
-_BY_NAME = "for callers that can pass only a name"
 LEVELS: dict[Numerics, Level] = {
-    "exact": Level(frozenset(), "ste", 'numerics "exact", or `options={"numerics": ...}`', "bits"),
-    "finite": Level(frozenset({"finite"}), "ste_finite", f'numerics "finite", {_BY_NAME}', "values"),
-    "algebraic": Level(frozenset({"finite", "algebraic"}), "ste_algebraic", f'numerics "algebraic", {_BY_NAME}', "bound"),
+    "exact": Level(frozenset(), "ste", "bits"),
+    "finite": Level(frozenset({"finite"}), "ste_finite", "values"),
+    "algebraic": Level(frozenset({"finite", "algebraic"}), "ste_algebraic", "bound"),
 }
 DEFAULT: Numerics = "exact"
 

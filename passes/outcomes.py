@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from torch.fx import Node
 
@@ -43,6 +43,15 @@ class Reason(Enum):
     def of(self, *details: Any) -> Why:
         """This reason with its details filled in."""
         return Why(self, self.value.format(*details))
+
+
+# reason -> what was done; "left" for any other
+ACTIONS = {
+    Reason.PERMITTED: "cancelled",
+    Reason.WITH_ANOTHER: "cancelled",
+    Reason.ONE_OPERATOR: "fused",
+    Reason.EACH_ROUNDED: "fused",
+}
 
 
 @dataclass(frozen=True)
@@ -97,10 +106,14 @@ class Outcome:
     given. `error` is what went wrong in the pass on the way."""
 
     result: Node
-    action: Literal["cancelled", "fused", "left"]
     why: Why
     key: Any = None
     error: Exception | None = None
+
+    @property
+    def action(self) -> str:
+        """ "cancelled", "fused" or "left"."""
+        return ACTIONS.get(self.why.reason, "left")
 
 
 class Refused(Exception):

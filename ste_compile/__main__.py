@@ -71,13 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _backends() -> int:
-    from .backends import ste_aot_eager
+    from . import backends
 
-    first_line = (inspect.getdoc(ste_aot_eager) or "").splitlines()[0]
-    names = {level.backend: level.summary for level in LEVELS.values()}
-    names["ste_aot_eager"] = first_line.split(": ", 1)[-1].rstrip(".")
-    for name, summary in names.items():
-        print(f"{name:<15}{summary}")
+    for name in (*(level.backend for level in LEVELS.values()), "ste_aot_eager"):
+        summary = inspect.getdoc(getattr(backends, name)).splitlines()[0]  # type: ignore[union-attr]
+        print(f"{name:<15}{summary.split(': ', 1)[-1].rstrip('.')}")
     return 0
 
 

@@ -77,7 +77,7 @@ def backend(*, numerics: Numerics = "exact") -> Backend:
 def ste(
     gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """`backend="ste"`: the level is `options={"numerics": ...}`, or else "exact"."""
+    """`backend="ste"`: numerics "exact", or `options={"numerics": ...}`."""
     level = levels.check((options or {}).get("numerics", DEFAULT))
     return Backend(level)(gm, example_inputs, mode=mode, options=options)
 
@@ -88,8 +88,9 @@ def _named(numerics: Numerics) -> Callable[..., Any]:
     def compile_at_level(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         return Backend(numerics)(gm, example_inputs, **kwargs)
 
-    compile_at_level.__name__ = compile_at_level.__qualname__ = LEVELS[numerics].backend
-    compile_at_level.__doc__ = LEVELS[numerics].summary
+    name = LEVELS[numerics].backend
+    compile_at_level.__name__ = compile_at_level.__qualname__ = name
+    compile_at_level.__doc__ = f'`backend="{name}"`: numerics "{numerics}", for callers that can pass only a name.'
     return compile_at_level
 
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from ste_compile.passes import levels as table
+from ste_compile.passes.levels import LEVELS
 from torch import Tensor, nn
 
 import ste_compile
 
 from .compare import assert_same_bits
 
-LEVELS = tuple(table.LEVELS)
 levels = pytest.mark.parametrize("numerics", LEVELS)
 trained = pytest.mark.parametrize("train", (True, False), ids=("train", "inference"))
 
@@ -136,9 +135,7 @@ def assert_like_eager(
     wanted = run(fn, args, reference, **(options if reference else {"train": options.get("train", True)}))
     for numerics in levels:
         ours = run(fn, args, numerics, **options)
-        cancelled = finite * ("finite" in table.LEVELS[numerics].removes) + algebraic * (
-            "algebraic" in table.LEVELS[numerics].removes
-        )
+        cancelled = finite * ("finite" in LEVELS[numerics].removes) + algebraic * ("algebraic" in LEVELS[numerics].removes)
         left = finite + algebraic - cancelled
         found = Counter(ours.actions)
         if counted:

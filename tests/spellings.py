@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ste_compile.testing import spellings
-from ste_compile.testing.program import plain
+from ste_compile.testing.program import execute, plain
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,8 @@ def _function(name: str, operands: str, lines: tuple[str, ...]) -> Callable[[Ten
     names = dict(zip("vs", operands.split(", ")), **{name: name for name in ("a", "b", "c", "out")})
     *body, result = (line.format(**names) for line in lines)
     source = "\n    ".join([f"def {name}({operands}):", *body, f"return {result.removeprefix('out = ')}"]) + "\n"
-    filename = f"<spelling {name}>"
-    linecache.cache[filename] = len(source), None, source.splitlines(True), filename  # for Dynamo, and for reports
     namespace = {"torch": torch}
-    exec(compile(source, filename, "exec"), namespace)
+    execute(source, f"<spelling {name}>", namespace)
     return namespace[name]
 
 

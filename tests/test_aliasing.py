@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from ste_compile.passes import levels as table
+from ste_compile.passes.levels import LEVELS
 
 BACKENDS = ("ste_aot_eager", "ste")
-LEVELS = tuple(table.LEVELS)
 
 
 def compiled(fn, backend, numerics, **kwargs):

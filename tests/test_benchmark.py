@@ -94,7 +94,7 @@ def test_what_a_forward_frees_again_is_not_saved(benchmark):
 
 @pytest.mark.parametrize("loss", (False, True))
 def test_a_contestant_that_computes_something_else_fails_the_run(benchmark, loss):
-    from benchmark_contestants import check
+    from compare import check
 
     class Contestant:
         def __init__(self, loss, gradient):

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from ste_compile.passes import levels as table
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -65,7 +64,7 @@ def test_callers_that_can_pass_only_a_string():
     names = {
         entry.name for entry in importlib.metadata.entry_points(group="torch_dynamo_backends") if entry.name.startswith("ste")
     }
-    assert names == {"ste_aot_eager", *(level.backend for level in table.LEVELS.values())} <= set(torch.compiler.list_backends())
+    assert names == {"ste_aot_eager", *(level.backend for level in LEVELS.values())} <= set(torch.compiler.list_backends())
     for name in sorted(names):
         torch._dynamo.reset()
         torch.compile(seed, backend=name, mode="default" if name != "ste_aot_eager" else None, dynamic=None)(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ste_compile.passes import levels as table
+from ste_compile.passes.levels import LEVELS
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import ste_compile
@@ -10,8 +10,6 @@ from ste_compile import _torch
 
 from .compare import assert_equal_values, assert_same_bits, finite_values, hard_values
 from .spellings import BY_NAME, DTYPES, SPELLINGS
-
-LEVELS = tuple(table.LEVELS)
 
 
 def _inputs(kind, dtypes, shape, seed=0):
@@ -31,7 +29,7 @@ def _run(fn, args):
 def _check(spelling, numerics, ours, eager, args):
     out, grads = ours
     want, want_grads = eager
-    removed = table.LEVELS[numerics].removes
+    removed = LEVELS[numerics].removes
     if spelling.needs not in removed:
         assert_same_bits(out, want, "value")
         for mine, theirs in zip(grads, want_grads):

@@ -195,7 +195,7 @@ def test_numbers_of_a_surrogate_are_no_surrogates():
 def test_results_cannot_be_changed():
     """Given a site, an outcome and a form, which are shared between passes and reports. Broken by: a dataclass not frozen."""
     (site,) = sites(lambda h, s: h + (s - s.detach()), 2)
-    for result, field in ((site, "root"), (Outcome(site.root, "left", ""), "result"), (Form({}), "terms")):
+    for result, field in ((site, "root"), (Outcome(site.root, Reason.NO_HOLDER.of()), "result"), (Form({}), "terms")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(result, field, None)
 

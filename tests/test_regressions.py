@@ -3,12 +3,10 @@
 import pytest
 import torch
 from ste_compile.passes import cancel, recognise
-from ste_compile.passes import levels as table
+from ste_compile.passes.levels import LEVELS
 
 import ste_compile
 from ste_compile.testing import assert_equivalent
-
-LEVELS = tuple(table.LEVELS)
 
 
 @pytest.mark.parametrize("numerics", LEVELS)

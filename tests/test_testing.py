@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import HealthCheck, find, given, settings
-from ste_compile.passes import levels as table
+from ste_compile.passes.levels import LEVELS
 from torch import nn
 
 from ste_compile import _torch, backends, hooks
@@ -28,7 +28,6 @@ from ste_compile.testing.traced import check_traced
 from .fuzz import drawn, shrunk
 from .spellings import BY_NAME
 
-LEVELS = tuple(table.LEVELS)
 INF, NAN = float("inf"), float("nan")
 
 

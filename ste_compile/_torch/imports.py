@@ -14,11 +14,10 @@ try:
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor_config
     from torch._inductor.custom_graph_pass import CustomGraphPass
-    from torch._ops import OpOverload
     from torch.utils import _pytree as pytree
 except ImportError as error:
     LACKING = str(error)
-    InductorBackend = OpOverload = None  # type: ignore[assignment, misc]
+    InductorBackend = None  # type: ignore[assignment, misc]
     aot_autograd = min_cut_rematerialization_partition = None  # type: ignore[assignment]
     dynamo_config = functorch_config = inductor_config = pytree = None  # type: ignore[assignment]
     CustomGraphPass = object  # type: ignore[assignment, misc]
@@ -40,7 +39,6 @@ __all__ = [
     "CustomGraphPass",
     "CustomPartitionerFn",
     "InductorBackend",
-    "OpOverload",
     "TorchDispatchMode",
     "aot_autograd",
     "dynamo_config",

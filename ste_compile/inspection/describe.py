@@ -18,7 +18,21 @@ from .. import _torch
 from ..passes import Site, Sum, cast_chain
 from ..passes.memory import storages, stored
 from ..passes.meta import REGION
-from ..passes.nodes import arg, behind, fake, hint, is_cast, is_collective, is_copy, is_marker, is_matmul, is_pure, layers, leaves
+from ..passes.nodes import (
+    OpOverload,
+    arg,
+    behind,
+    fake,
+    hint,
+    is_cast,
+    is_collective,
+    is_copy,
+    is_marker,
+    is_matmul,
+    is_pure,
+    layers,
+    leaves,
+)
 from . import source
 from .figures import Figures
 from .report import Break, Line, Operand
@@ -48,7 +62,7 @@ def computes(node: Node) -> bool:
     """Whether a node is work at all: views, tuple access and arithmetic on sizes are not."""
     if node.op != "call_function" or not any(isinstance(v, torch.Tensor) for v in leaves(node.meta.get("val"))):
         return False
-    if not isinstance(node.target, _torch.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return node.target.__module__ != "_operator"  # Python's, `getitem` among them
     return not node.target.is_view
 
@@ -95,10 +109,10 @@ def line(node: Node) -> Line:
     elif node.op == "output":
         text = f"return {_argument(node.args[0])}"
     else:
-        target = str(node.target) if isinstance(node.target, (str, _torch.OpOverload)) else node.target.__name__
+        target = str(node.target) if isinstance(node.target, (str, OpOverload)) else node.target.__name__
         arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
         text = f"{node.name}: {type_of(node)} = {target.removesuffix('.default')}({', '.join(arguments)})"
-    ours = isinstance(node.target, _torch.OpOverload) and node.target.namespace == "ste_compile"
+    ours = isinstance(node.target, OpOverload) and node.target.namespace == "ste_compile"
     return Line(node.name, text, "fused" if ours else "kept", where)
 
 

@@ -14,6 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _numbers = itertools.count()
+
+
+def execute(source: str, filename: str, namespace: dict[str, Any]) -> None:
+    """Run source text that is in no file, so that Dynamo and reports can read it."""
+    linecache.cache[filename] = len(source), None, source.splitlines(True), filename
+    exec(compile(source, filename, "exec"), namespace)
+
+
 SITE = re.compile(r"SITE\((.*); (.*?)\)(?= *$| *#)", re.M)
 
 
@@ -102,8 +110,7 @@ class Program:
             torch.fx.traceback.current_meta["stack_trace"] = f'File "{self.filename}", line {number}, in forward\n    '
 
         namespace: dict[str, Any] = {"torch": torch, "F": F, "_site": site, "_at": at}
-        exec(compile(source, filename, "exec"), namespace)
-        linecache.cache[filename] = len(source), None, source.splitlines(True), filename
+        execute(source, filename, namespace)
         module: nn.Module = type("Model", (nn.Module,), {"forward": namespace["forward"]})()
         torch.manual_seed(0)
         for name, expression in self.modules.items():
