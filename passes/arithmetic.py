@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from .linear_form import LIMIT, Form, Term, addends, atom, summed
-from .nodes import behind, is_cast, is_marker
+from .nodes import behind, is_cast, is_marker, is_reshape, is_view, layers
 from .operators import operator_of
 from .outcomes import Site, Sum
 from .values import Values
@@ -114,6 +114,24 @@ def match_order(root: Node, values: Values) -> tuple[str, Node, Node] | None:
                     continue
             return order, behind(value, is_marker), behind(b, is_marker)
     return None
+
+
+def match_apart(root: Node, values: Values) -> tuple[Node, Node] | None:
+    """(value, surrogate) where the arithmetic of `root` would be `(v - s) + s` or `(v + s) - s`, but for a view or a cast
+    between its halves: `x + (q - x).detach().to(bfloat16)`, `(v + s).view(-1) - s.detach().view(-1)`."""
+    for (sign, outer), (inner_sign, inner) in _operands(root):
+        *around, base = layers(inner, is_marker, *_SEEN_THROUGH)
+        if inner_sign != 1 or all(map(is_marker, around)):
+            continue
+        for (c, a), (d, b) in _operands(base):
+            outside, inside = layers(outer, is_marker, *_SEEN_THROUGH), layers(b, is_marker, *_SEEN_THROUGH)
+            between = sum(map(is_marker, outside)) - sum(map(is_marker, (*around, *inside)))
+            if (c, d) == (1, -sign) and between and values.number[outside[-1]] == values.number[inside[-1]]:
+                return behind(a, is_marker), behind(b, is_marker)
+    return None
+
+
+_SEEN_THROUGH = is_cast, is_view, is_reshape
 
 
 def _operands(node: Node) -> Iterator[tuple[tuple[float, Node], tuple[float, Node]]]:

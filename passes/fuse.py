@@ -26,7 +26,7 @@ from torch.fx import Graph, Node
 from .arithmetic import match_order
 from .meta import TAG
 from .new_nodes import emit
-from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_view, layers, prims, tensor
+from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_matmul, is_view, layers, prims, tensor
 from .operators import is_number
 from .ops import ops
 from .outcomes import Mismatch, Outcome, Reason, Site, Why
@@ -37,6 +37,7 @@ ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
 # Real dtypes Inductor computes in its own kernels; complex falls back to eager's, which round by themselves.
 FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
+UNMARKED = {Reason.ERROR_IS_USED, Reason.OWN_SURROGATE, Reason.APART}
 # The shape of an expression: (operator, shapes of its node arguments), or None for a leaf.
 Shape = tuple[Any, list[Any]] | None
 
@@ -46,8 +47,8 @@ def tag(site: Site, key: Any = None) -> None:
     its surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.15). `key` comes back in the outcome.
 
     A site whose rounding error is used is not marked: whatever measures the error may read the operands unrounded, from
-    Inductor's registers, and must read the same as the site."""
-    if site.refusal and site.refusal.reason in (Reason.ERROR_IS_USED, Reason.OWN_SURROGATE):
+    Inductor's registers, and must read the same as the site. A matrix product rounds by itself."""
+    if is_matmul(site.root) or (site.refusal and site.refusal.reason in UNMARKED):
         return
     casts = cast_chain(site.surrogates[0])[1] if site.surrogates else []
     site.root.meta[TAG] = {"shape": _shape(site.root, set(site.tree), {}), "casts": casts, "key": key}

@@ -2,6 +2,7 @@
 
     aten.sub.Tensor: Operator(lambda a, b, alpha=1: [(1, a), (-alpha, b)])      a - alpha b adds up a and -alpha b
     aten.mm.default: Operator(zero=(0, 1))                                      an atom, and zero where either factor is
+    aten.addmm.default: Operator(product=(1, 2))                                its first argument, where either factor is zero
 
 A new operator is a new row: the linear form, the walk that follows zeros and the order of a site's arithmetic all read it here.
 Casts and views are known by what they do (`nodes.is_cast`), not by name.
@@ -14,21 +15,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .nodes import COPIES, MARKERS, aten
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from .nodes import COPIES, MARKERS, aten, fake
 
 Addend = tuple[float, Any]  # (coefficient, node or Python number)
 
 
 @dataclass(frozen=True)
 class Operator:
-    """`adds` gives what an operator adds up, from its arguments; None for an atom. `zero` are the positions of arguments: if one
-    of these is zero and the others are finite, the result is zero. `bounds` says what the arguments after the first are, 1 for a
-    lower bound and -1 for an upper one: zero must lie within. `inside`: where a zero goes through this operator to its site,
-    the operator is part of the site's arithmetic, which is fused as a whole where it is not cancelled."""
+    """`adds` gives what an operator adds up, from its arguments; None for an atom. The other fields are about zeros, by position
+    of an argument: the result is zero if one of `zero` is and the others are finite, or if all of `every` are; it is the first
+    argument if one of `product` is zero. `only` is what else must hold of the node. `inside`: where a zero goes through this
+    operator to its site, the operator is part of the site's arithmetic, which is fused as a whole where it is not cancelled."""
 
     adds: Callable[..., list[Addend]] | None = None
     zero: tuple[int, ...] = ()
-    bounds: tuple[int, ...] = ()
+    every: tuple[int, ...] = ()
+    product: tuple[int, ...] = ()
+    only: Callable[[Node], bool] = lambda node: True
     inside: bool = False
 
 
@@ -47,9 +53,49 @@ def _divided(a: Any, b: Any) -> list[Addend]:
     return [(1 / b, a)] if exact else []
 
 
+def is_zero(argument: Any) -> bool:
+    """A Python number that is zero, or a tensor made of nothing else."""
+    if isinstance(argument, Node) and argument.target in _FILLED:
+        position = _FILLED[argument.target]
+        argument = 0 if position is None else argument.args[position]
+    return is_number(argument) and bool(argument == 0)
+
+
+def _within(*signs: int) -> Callable[[Node], bool]:
+    """Whether zero is within the bounds that follow the first argument, a lower one where the sign is 1."""
+    return lambda node: all(
+        bound is None or (is_number(bound) and sign * bound <= 0) for sign, bound in zip(signs, node.args[1:])
+    )
+
+
+def _has_elements(node: Node) -> bool:
+    """Whether there is something to average: the mean of nothing is NaN."""
+    return statically_known_true(fake(node.args[0]).numel() > 0)
+
+
+def _without_bias(node: Node) -> bool:
+    return len(node.args) > 2 and node.args[2] is None
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether an operator adds a finite multiple of its product to its first argument as it is."""
+    return node.kwargs.get("beta", 1) == 1 and all(map(is_number, node.kwargs.values()))
+
+
+# What makes a tensor of one number -> the position of that number; None: it is zero.
+_FILLED = {
+    aten.full.default: 1,
+    aten.full_like.default: 1,
+    aten.scalar_tensor.default: 0,
+    aten.zeros.default: None,
+    aten.zeros_like.default: None,
+    aten.new_zeros.default: None,
+}
 _MOVES = Operator(zero=(0,), inside=True)  # the elements of its first argument, elsewhere or seen otherwise
 _FACTORS = Operator(zero=(0, 1))
 _FIRST = Operator(zero=(0,))
+_MEAN = Operator(zero=(0,), only=_has_elements)
+_PRODUCT_ADDED = Operator(product=(1, 2), only=_is_whole)
 
 OPERATORS: dict[Any, Operator] = {
     aten.add.Tensor: Operator(lambda a, b, alpha=1: [(1, a), (alpha, b)]),
@@ -86,14 +132,28 @@ OPERATORS: dict[Any, Operator] = {
     aten.relu.default: _FIRST,
     aten.sum.default: _FIRST,
     aten.sum.dim_IntList: _FIRST,
-    aten.clamp.default: Operator(zero=(0,), bounds=(1, -1)),
-    aten.clamp_min.default: Operator(zero=(0,), bounds=(1,)),
-    aten.clamp_max.default: Operator(zero=(0,), bounds=(-1,)),
+    aten.mean.default: _MEAN,
+    aten.mean.dim: _MEAN,
+    aten.clamp.default: Operator(zero=(0,), only=_within(1, -1)),
+    aten.clamp_min.default: Operator(zero=(0,), only=_within(1)),
+    aten.clamp_max.default: Operator(zero=(0,), only=_within(-1)),
+    aten.cat.default: Operator(every=(0,)),
+    aten.stack.default: Operator(every=(0,)),
+    aten.where.self: Operator(every=(1, 2)),
+    aten.masked_fill.Scalar: Operator(every=(0, 2)),
+    aten.masked_fill.Tensor: Operator(every=(0, 2)),
+    aten.masked_scatter.default: Operator(every=(0, 2)),
+    aten.constant_pad_nd.default: Operator(every=(0, 2)),
     aten.mm.default: _FACTORS,
     aten.bmm.default: _FACTORS,
     aten.mv.default: _FACTORS,
     aten.dot.default: _FACTORS,
     aten.matmul.default: _FACTORS,
+    aten.convolution.default: Operator(zero=(0, 1), only=_without_bias),
+    aten.addmm.default: _PRODUCT_ADDED,
+    aten.baddbmm.default: _PRODUCT_ADDED,
+    aten.addmv.default: _PRODUCT_ADDED,
+    aten.addcmul.default: _PRODUCT_ADDED,
 }
 _ATOM = Operator()
 

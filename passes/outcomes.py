@@ -15,6 +15,7 @@ class Reason(Enum):
     # refusals: no level cancels such a site
     ERROR_IS_USED = "its rounding error is used: terms that only rounding keeps apart are subtracted from it again"
     OWN_SURROGATE = "its value adds up its own surrogate: what rounding leaves of their difference may be what is wanted"
+    APART = "a view, or a cast that rounds, stands between what it takes off and what it adds"
     NO_GRADIENT = "what cancels has no gradient to carry: a number that is added and taken off again may round on purpose"
     ROUNDED_LATER = "what reads it may round it on purpose, with a number that has no gradient and is added and taken off again"
     NO_HOLDER = "no node of the graph holds what is left after the surrogates cancel"

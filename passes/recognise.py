@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .arithmetic import Walk, holder, is_arithmetic, match_order, rest, tree_of
+from .arithmetic import Walk, holder, is_arithmetic, match_apart, match_order, rest, tree_of
 from .linear_form import Form, Term, addends, combine, source
-from .nodes import aten, behind, fake, is_backward, is_cast, is_made, is_marker, layers, mutates
-from .operators import is_number, operator_of
+from .nodes import aten, behind, fake, is_backward, is_cast, is_made, is_marker, layers, leaves, mutates
+from .operators import is_zero, operator_of
 from .outcomes import Reason, Site, Why
 from .values import Values, number_values
 
@@ -65,7 +65,7 @@ def _visit(walk: Walk, node: Node) -> None:
     if found := _zeros_in(walk, node):
         walk.zeros[node] = tuple(dict.fromkeys(each for zero in found for each in walk.zeros[zero]))
         return
-    parts = [(coefficient, a, walk.form(a)) for coefficient, a in addends(node)]
+    parts = [(coefficient, a, walk.form(a)) for coefficient, a in addends(node) or _beside_zero(walk, node)]
     if not parts:
         return
     zeros = [a for _, a, _ in parts if a in walk.zeros]
@@ -95,20 +95,21 @@ def _visit(walk: Walk, node: Node) -> None:
 
 def _zeros_in(walk: Walk, node: Node) -> list[Node]:
     """The zeros among the arguments of a node that make it zero too; none where it need not be."""
-    if node.target is aten.cat.default:
-        parts: Any = node.args[0]
-        return list(parts) if all(part in walk.zeros for part in parts) else []
     operator = operator_of(node.target)
-    if not all(map(_holds_zero, operator.bounds, node.args[1:])):
-        return []
-    where = (0,) if is_cast(node) else operator.zero
-    given = [node.args[index] for index in where if index < len(node.args)]
-    return [each for each in given if isinstance(each, Node) and each in walk.zeros][:1]
+    given = [node.args[index] for index in ((0,) if is_cast(node) else operator.zero) if index < len(node.args)]
+    found = [each for each in given if isinstance(each, Node) and each in walk.zeros][:1]
+    if operator.every:
+        parts = [each for index in operator.every for each in leaves(node.args[index : index + 1])]
+        zeros = [each for each in parts if each in walk.zeros]
+        found = zeros if all(each in walk.zeros or is_zero(each) for each in parts) else []
+    return found if found and operator.only(node) else []
 
 
-def _holds_zero(sign: int, bound: Any) -> bool:
-    """Whether zero is on the inner side of a bound, a lower one where `sign` is 1."""
-    return bound is None or (is_number(bound) and sign * bound <= 0)
+def _beside_zero(walk: Walk, node: Node) -> list[tuple[float, Any]]:
+    """What a node adds up that adds a product to its first argument, where a factor of the product is zero."""
+    operator = operator_of(node.target)
+    zeros = [node.args[index] for index in operator.product if node.args[index] in walk.zeros]
+    return [(1, node.args[0]), (1, zeros[0])] if zeros and operator.only(node) else []
 
 
 def _has_no_gradient(walk: Walk, number: int) -> bool:
@@ -122,12 +123,15 @@ def _has_no_gradient(walk: Walk, number: int) -> bool:
 
 
 def _near_miss(walk: Walk, root: Node) -> Site | None:
-    """A sum written as an estimator, `(v - s)' + s`, whose value itself adds up the surrogate: reported, and left alone."""
-    differences = {behind(a, is_marker) for a in root.all_input_nodes if is_marker(a)} & walk.plain
-    match = match_order(root, walk.values) if differences else None
-    if match is None or match[0] != "(v - s) + s":
-        return None
-    return Site(root, match[1], (match[2],), "algebraic", match[0], tree=(root,), refusal=Reason.OWN_SURROGATE.of())
+    """A sum written as an estimator that is none to the linear form: reported, and left alone. Its value adds up the surrogate
+    itself, in `(v - s)' + s`, or its halves are apart."""
+    if {behind(each, is_marker) for each in root.all_input_nodes if is_marker(each)} & walk.plain:
+        match = match_order(root, walk.values)
+        if match and match[0] == "(v - s) + s":
+            return Site(root, match[1], (match[2],), "algebraic", match[0], tree=(root,), refusal=Reason.OWN_SURROGATE.of())
+    if apart := match_apart(root, walk.values):
+        return Site(root, apart[0], apart[1:], "algebraic", tree=(root,), refusal=Reason.APART.of())
+    return None
 
 
 def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bool:

@@ -7,6 +7,7 @@ import operator
 import pytest
 import torch
 from ste_compile.passes import Outcome, Reason, cancel, number_values, recognise
+from ste_compile.passes.levels import LEVELS
 from ste_compile.passes.linear_form import LIMIT, Form
 from ste_compile.passes.nodes import is_backward
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -69,6 +70,38 @@ def test_only_a_near_miss_is_reported_as_one():
     not detached. Broken by: `_near_miss` reporting other orders, or without the marker; seen to fail."""
     assert not sites(lambda v, s: (s + ((v + s) - s), v.detach()), 2)
     assert not sites(lambda h, s: h + (s - s).detach(), 2) and not sites(lambda h, s: (h + s) - s.detach() * 2, 2)
+
+
+APART = {
+    "view": lambda v, s: (v + s).view(-1) - s.detach().view(-1),
+    "reshape": lambda v, s: s + (v - s).reshape(-1).detach().view_as(s),
+    "transpose": lambda v, s: s + (v.t() - s.t()).detach().t(),
+    "cast": lambda v, s: s.bfloat16() + (v - s.bfloat16()).detach().bfloat16(),
+    "cast_of_data": lambda v, s: (v - s.half()).data.half() + s.half(),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_halves_that_are_apart_are_reported(name):
+    """Given a view or a rounding cast between what a sum takes off and what it adds again, the site is listed as refused, and
+    is eager's at every level.
+
+    Broken by: `match_apart` without one of what it sees through, or without the count of markers; seen to fail."""
+    (site,) = sites(APART[name], 2)
+    assert site.refusal == Reason.APART.of() and site.order is None
+    value, (surrogate,) = names(site)
+    assert value.startswith(("v_1", "t")) and not surrogate.startswith("v")
+    v, s = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
+    for numerics in LEVELS:
+        ours = torch.compile(APART[name], backend="ste_aot_eager", options={"numerics": numerics})(v, s)
+        assert torch.equal(ours, APART[name](v, s))
+
+
+def test_a_sum_without_a_marker_between_its_halves_is_no_near_miss():
+    """Broken by: `match_apart` that counts no markers; seen to fail."""
+    assert not sites(lambda v, s: ((v + s).view(-1) - s.view(-1), v.detach().sin()), 2)
+    assert not sites(lambda v, s: (s.half() + (v - s.half()).half(), v.detach().sin()), 2)
+    assert not sites(lambda v, s: (v.detach() + s.detach()).view(-1) - s.detach().view(-1), 2)
 
 
 def test_a_value_may_be_negated_at_either_level():

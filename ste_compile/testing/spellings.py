@@ -36,7 +36,7 @@ class Spelling:
         return "torch.tensor(" in self.lines[-1]
 
 
-def _site(name: str, needs: Numerics, expression: str, value: str = "{v}", **more: Any) -> Spelling:
+def _site(name: str, needs: Numerics | None, expression: str, value: str = "{v}", **more: Any) -> Spelling:
     return Spelling(name, (f"{{out}} = SITE({expression}; {value})",), needs, **more)
 
 
@@ -96,6 +96,9 @@ SITES = (
     Spelling("detach_in_place", ("{out} = SITE({s} + ({v} - {s}).detach_(); {v})",)),
     Spelling("detached_clone", ("{a} = {s}.clone()", "{a}.detach_()", "{out} = SITE({v} + ({s} - {a}); {v})")),
     Spelling("viewed_zero", ("{a} = ({s} - {s}.detach()).flatten().reshape({s}.shape)", "{out} = SITE({v} + {a}; {v})")),
+    _site("masked_zero", None, "{v} + torch.where({v} > 0, {s} - {s}.detach(), 0.0)"),
+    _site("mean_of_zero", None, "{v} + ({s} - {s}.detach()).mean()"),
+    _site("product_added", None, "torch.addcmul({v}, {s} - {s}.detach(), {v}.sin())", same=True),
 )  # fmt: skip
 
 # No line of these may be rewritten.
@@ -122,6 +125,7 @@ NEAR = (
         "two_layouts",
         ("{a} = {s}.flatten().repeat(3, 2)", "{b} = {a}.t().contiguous().t()", "{out} = {v} + ({a}.sum() - {b}.detach().sum())"),
     ),
+    Spelling("apart", ("{out} = {s} + ({v} - {s}).flatten().detach().view(({v} - {s}).shape)",)),
     Spelling("magic_tensor", ("{out} = ({v} + {m}).detach() - {m}",)),
     Spelling("magic_detached", ("{out} = ({v} + {m}) - {m}.detach()",)),
     Spelling("magic_view", ("{a} = {m}.float().expand(1)", "{out} = ({v} + {a}).detach() - {a}")),
