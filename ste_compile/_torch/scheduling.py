@@ -26,12 +26,13 @@ def channels_last(gm: GraphModule) -> set[Node]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What Inductor launches as one: a generated kernel, or a call into a library. `origins` are the graph nodes computed there;
-    `reads` and `writes` are bytes by buffer."""
+    """What Inductor launches as one: a generated kernel, or a call into a library where `library`. `origins` are the graph nodes
+    computed there; `reads` and `writes` are bytes by buffer (not the results of a call that has several)."""
 
     origins: frozenset[Node]
     reads: dict[str, int]
     writes: dict[str, int]
+    library: bool
 
 
 def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, frozenset[Node]]]:
@@ -54,7 +55,7 @@ def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, froz
         origins = frozenset[Node]().union(*(inner.node.get_origins() for inner in each.get_nodes() if inner.node is not None))
         reads = each.get_read_write_buffer_accesses(include_reads=True, include_writes=False)
         writes = each.get_read_write_buffer_accesses(include_reads=False, include_writes=True)
-        found.append(Kernel(origins, reads, writes))
+        found.append(Kernel(origins, reads, writes, isinstance(each, ExternKernelSchedulerNode)))
     kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
     return kind, found, made_by
 

@@ -1,0 +1,54 @@
+"""What runs in processes of their own for `test_wrappers`: generating a model's code for a GPU, and interpreting it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import ste_compile
+from ste_compile._torch.cuda_code import CudaCode, cuda_code
+
+from .models import MODELS
+
+
+def codes(name: str, level: str | None) -> dict[str, CudaCode]:
+    """The code of forward, backward and inference, to be run as CUDA graphs, with the passes at a level or without.
+    `cuda_guard.cpp` is preloaded."""
+    os.environ.pop("LD_PRELOAD", None)
+    backend = ste_compile.backend(numerics=level) if level else "inductor"
+    found: list[CudaCode] = []
+    for train in (True, False):
+        torch._dynamo.reset()
+        found += cuda_code(MODELS[name], partial(torch.compile, backend=backend, mode="reduce-overhead"), train=train)
+    assert len(found) == 3
+    return {code.kind: code for code in found}
+
+
+def interpreted(name: str, code: dict[str, CudaCode]) -> dict[str, Tensor]:
+    """The model's result in training and in inference, and the gradients of its parameters for a tangent of ones."""
+    from .interpreted import call_of
+
+    model, inputs = MODELS[name]()
+    held = {name: each.detach() for name, each in (*model.named_parameters(), *model.named_buffers())}
+    held |= {f"input {i}": each for i, each in enumerate(inputs)}
+    (inference,) = call_of(code["inference"].source)([held[each] for each in code["inference"].arguments])
+    forward, backward = code["forward"], code["backward"]
+    results = call_of(forward.source)([held[each] for each in forward.arguments])
+    held |= {f"result {i}": each for i, each in enumerate(results)} | {"tangent": torch.ones_like(results[0])}
+    gradients = call_of(backward.source)([held[each] for each in backward.arguments])
+    found = {"training": results[0], "inference": inference}
+    return found | {f"gradient of {name}": each for name, each in zip(forward.arguments, gradients) if each is not None}
+
+
+def eager(name: str) -> dict[str, Tensor]:
+    """The same in eager on the CPU, under autocast."""
+    model, inputs = MODELS[name]()
+    with torch.autocast("cpu", torch.bfloat16):
+        training = model.train()(*inputs)
+        training.float().sum().backward()
+        with torch.no_grad():
+            found = {"training": training.detach(), "inference": model.eval()(*inputs)}
+    return found | {f"gradient of {name}": each.grad for name, each in model.named_parameters() if each.grad is not None}
