@@ -59,6 +59,8 @@ def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_p
         (["--rounds", "1"], "must be at least 2, got 1"),
         (["--work", "cnn", "transformer", "--kinds", "conv"], "transformer has none of --kinds or --seeds, only ['mlp', "),
         (["--work", "vqvae", "--plot", "picture.png"], "--plot: needs a work with seeds, cnn or transformer"),
+        (["--predict", "mi300"], "'mi300' (choose from "),
+        (["--predict", "h100", "--json", "results.json"], "prints a table, and goes with none of --json"),
         (["--json", "no/such/folder.json"], "there is no folder no/such"),
         (["--from", "nothing.json"], "nothing.json does not hold what --json writes: FileNotFoundError"),
     ],
@@ -67,6 +69,25 @@ def test_bad_arguments_are_refused_with_what_is_allowed(benchmark, capsys, argum
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.skipif(bool(torch.version.cuda), reason="the stand-in for CUDA is for CPU builds of torch")
+def test_a_prediction_counts_what_a_gpu_would_launch(benchmark, capsys):
+    """Given the bare operator, in bfloat16 and float32, when predicted, then inference under `finite` is a copy of the host, which
+    reads and writes it once; and the table says that it is a prediction, and of what it takes the GPU to reach."""
+    pytest.importorskip("triton")
+    (key,) = benchmark.arguments(["--predict", "h100", "--work", "operator", "--kinds", "2^20"]).keys
+    device = benchmark.DEVICES["h100"]
+    with benchmark.Progress() as progress:
+        rows = benchmark.predicted([key], device, progress)
+    stock, finite, host = rows
+    assert [row["contestant"] for row in rows] == ["stock", "finite", "host alone"]
+    count = 2**20
+    assert (stock["inference launches"], stock["inference bytes"]) == (1, (2 + 4 + 2) * count)
+    assert (finite["inference launches"], finite["inference bytes"]) == (1, (2 + 2) * count)
+    assert finite["inference ms"] == host["inference ms"] == pytest.approx(1e3 * (4 * count / device.bandwidth + device.launch))
+    benchmark.Console(width=130).print(benchmark.prediction(rows))
+    assert "operator 2^20" in capsys.readouterr().out and "TB/s" in str(device)
 
 
 def test_the_peak_is_that_of_known_allocations(benchmark):

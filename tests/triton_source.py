@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ste_compile import lowering
-from ste_compile._torch.cuda_code import pretended_cuda
 from ste_compile.hooks import run_joint, run_post_grad
+from ste_compile.testing.gpu import pretended_cuda
 
 
 class _Generated(Exception):

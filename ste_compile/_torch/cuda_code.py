@@ -8,6 +8,7 @@ Needs the `triton` package beside torch. Forward code alone needs no more; a bac
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class CudaCode:
 def build_guard(folder: Path) -> Path:
     """Compile `cuda_guard.cpp` for the installed torch; a RuntimeError with the compiler's words where that fails."""
     library, root = folder / "cuda_guard.so", Path(torch.__file__).parent
+    if shutil.which("g++") is None:
+        raise RuntimeError("a stand-in for CUDA is compiled by g++, which is not there")
     command = ["g++", "-shared", "-fPIC", "-std=c++20", *(f"-I{root}/include{sub}" for sub in ("", "/torch/csrc/api/include"))]
     command += [str(Path(__file__).with_name("cuda_guard.cpp")), "-o", str(library), f"-L{root}/lib", "-lc10", "-ltorch_cpu"]
     done = subprocess.run([*command, f"-Wl,-rpath,{root}/lib"], capture_output=True, text=True)
@@ -142,10 +145,14 @@ def _on_cpu(deduce: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cuda_code(
-    build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], compiled: Callable[[nn.Module], Callable[..., Any]], *, train: bool
+    build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]],
+    compiled: Callable[[nn.Module], Callable[..., Any]],
+    *,
+    train: bool,
+    autocast: bool = True,
 ) -> list[CudaCode]:
-    """What Inductor generates for a model on an H100, under bfloat16 autocast, in the order of its graphs: the forward and the
-    backward of its result's sum, or the inference graph. `build` makes model and inputs, of which the values are not read;
+    """What Inductor generates for a model on an H100, under bfloat16 `autocast` or not, in the order of its graphs: the forward
+    and the backward of its result's sum, or the inference graph. `build` makes model and inputs, whose values are not read;
     `compiled` is the call of `torch.compile`. Runs in a process of its own: torch remembers whether there is a device."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -160,7 +167,7 @@ def cuda_code(
         for name, each in (*model.named_parameters(), *model.named_buffers()):
             names[_storage(each)] = name
         model.train(train)
-        with torch.set_grad_enabled(train), torch.autocast("cuda", torch.bfloat16):
+        with torch.set_grad_enabled(train), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
             out = compiled(model)(*inputs)
         if train:
             out.float().sum().backward()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 import torch
 from torch import Tensor
 
 import ste_compile
-from ste_compile._torch.cuda_code import CudaCode, cuda_code
+from ste_compile.testing.gpu import CudaCode, cuda_code
 
 from .models import MODELS
 
 
 def codes(name: str, level: str | None) -> dict[str, CudaCode]:
     """The code of forward, backward and inference, to be run as CUDA graphs, with the passes at a level or without.
-    `cuda_guard.cpp` is preloaded."""
-    os.environ.pop("LD_PRELOAD", None)
+    Runs in a `stand_in`."""
     backend = ste_compile.backend(numerics=level) if level else "inductor"
     found: list[CudaCode] = []
     for train in (True, False):

@@ -1,0 +1,47 @@
+"""The CUDA code of a compiled model, generated on a machine that has no GPU.
+
+    with stand_in() as process:
+        codes = process.submit(mine).result()
+
+    def mine():  # at the top of a module
+        return cuda_code(build, torch.compile, train=True)
+
+Needs a CPU build of torch, its triton package, and g++. `Launch` has what each launch reads, writes and computes, as Inductor and
+torch's formulas count it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from .._torch.cuda_code import CudaCode, Launch, build_guard, cuda_code, pretended_cuda
+
+__all__ = ["CudaCode", "Launch", "cuda_code", "pretended_cuda", "stand_in"]
+
+
+@contextlib.contextmanager
+def stand_in() -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A process in which fake CUDA tensors can be differentiated, as `cuda_code(train=True)` does. A RuntimeError where none can
+    be had: with a CUDA build of torch, which has a CUDA of its own, or without a compiler."""
+    if torch.version.cuda or torch.version.hip:
+        raise RuntimeError(f"a stand-in for CUDA needs a CPU build of torch, and this is torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        guard = build_guard(Path(folder))
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            with mock.patch.dict(os.environ, LD_PRELOAD=str(guard)):
+                process.submit(_started).result()
+            yield process
+
+
+def _started() -> None:
+    """What the process starts in turn needs no stand-in."""
+    del os.environ["LD_PRELOAD"]

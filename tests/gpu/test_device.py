@@ -1,0 +1,150 @@
+"""What only a GPU can show. Skipped where there is none; STE_COMPILE_TEST_DEVICE=cpu runs what a CPU can of it, to try the tests.
+
+`python tests/gpu/on_device.py FILE` runs these and the benchmark, and writes down what it saw.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ste_compile
+from ste_compile.testing.compare import error, stock_bound
+
+from ..compare import assert_equal_values, assert_same_bits, finite_values, hard_values
+from ..spellings import BY_NAME, DTYPES, SPELLINGS
+from .functions import DTYPES as PRODUCT_DTYPES
+from .functions import FUNCTIONS, arity
+
+DEVICE = os.environ.get("STE_COMPILE_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "")
+if not DEVICE:
+    pytest.skip("needs a GPU", allow_module_level=True)
+on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+if DEVICE == "cuda":
+    pytest.importorskip("triton", reason="Inductor's code for a GPU is Triton's")
+SHAPE = (64, 96)
+
+
+def model_and_inputs():
+    pytest.importorskip("sklearn", reason="the model is the example's")
+    from .models import morphogenetic_host
+
+    model, inputs = morphogenetic_host()
+    return model.to(DEVICE), tuple(each.to(DEVICE) for each in inputs)
+
+
+def compiled(fn, level, **options):
+    torch._dynamo.reset()
+    return torch.compile(fn, backend=ste_compile.backend(numerics=level) if level else "inductor", **options)
+
+
+@pytest.mark.parametrize("dtype", PRODUCT_DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_site_that_reads_a_product_is_eager_s_to_the_bit(name, dtype):
+    """The functions whose PTX is executed on the CPU, on the device itself."""
+    fn, dtype = FUNCTIONS[name], PRODUCT_DTYPES[dtype]
+    generator = torch.Generator().manual_seed(0)
+    for values in (hard_values, finite_values):
+        args = [values(dtype, SHAPE, generator).flatten().to(DEVICE) for _ in range(arity(name))]
+        assert_same_bits(compiled(fn, "exact")(*args), fn(*args))
+    assert_equal_values(compiled(fn, "finite")(*args), fn(*args))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("name", [each.name for each in SPELLINGS])
+def test_each_spelling_at_each_level(name, dtypes):
+    """Values by the level's promise, and the gradients of eager."""
+    spelling, generator = BY_NAME[name], torch.Generator().manual_seed(0)
+    for level in ("exact", "finite", "algebraic"):
+        args = [finite_values(dtype, SHAPE, generator).to(DEVICE).requires_grad_() for dtype in DTYPES[dtypes]]
+        with ste_compile.collect() as recorder:
+            ours = compiled(spelling.fn, level)(*args)
+        actions = {site.action for site in recorder.sites()}
+        eager = spelling.fn(*args)
+        if actions == {"fused"}:
+            assert_same_bits(ours, eager)
+        elif actions == {"cancelled"}:
+            value = spelling.value(*args)
+            assert_equal_values(ours, torch.as_tensor(value, device=DEVICE).to(eager.dtype).expand_as(eager), level)
+        mine, theirs = (torch.autograd.grad(out.float().sum(), args, allow_unused=True) for out in (ours, eager))
+        for a, b in zip(mine, theirs):
+            assert (a is None or not a.any()) if b is None else error(a, b).max() <= 1e-2 * (1 + b.abs().max())
+
+
+@pytest.mark.parametrize("mode", (None, "reduce-overhead", "max-autotune"))
+@pytest.mark.parametrize("level", ("exact", "finite", "algebraic"))
+def test_a_model_in_training_and_inference(level, mode):
+    """Results and gradients are no further from eager's than stock's, over three steps, so that CUDA graphs are replayed."""
+    model, inputs = model_and_inputs()
+
+    def run(how):
+        ours = copy.deepcopy(model)
+        called = compiled(ours, how, mode=mode) if how != "eager" else ours
+        for _ in range(3):
+            ours.zero_grad()
+            with torch.autocast(DEVICE, torch.bfloat16):
+                out = called(*inputs)
+            out.float().sum().backward()
+            with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+                inference = called(*inputs).clone()
+        return [inference, *(each.grad.clone() for each in ours.parameters())]
+
+    eager, stock, ours = run("eager"), run(None), run(level)
+    skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    for theirs, plain, mine in zip(eager, stock, ours, strict=True):
+        assert error(mine, theirs).max() <= stock_bound(plain, theirs)
+    assert not skipped
+
+
+@on_gpu
+def test_peak_memory():
+    """`finite` keeps for the backward what the host alone keeps; inference peaks where the host's does."""
+    model, inputs = model_and_inputs()
+    inputs = tuple(each.repeat(64, 1, 1, 1).to(memory_format=torch.channels_last) for each in inputs)
+
+    def peaks(level, seeds):
+        ours = copy.deepcopy(model)
+        ours.seeds = torch.nn.ModuleList(ours.seeds[:seeds])
+        called, found = compiled(ours, level), []
+        for train in (True, False):
+            for _ in range(2):  # the first compiles
+                ours.zero_grad()
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                with torch.set_grad_enabled(train), torch.autocast("cuda", torch.bfloat16):
+                    out = called(*inputs)
+                kept = torch.cuda.memory_allocated() - before
+                if train:
+                    out.float().sum().backward()
+                peak = torch.cuda.max_memory_allocated() - before
+            found += [kept, peak]
+        return dict(zip(("kept", "step", "-", "inference"), found))
+
+    stock, ours, host = peaks(None, 4), peaks("finite", 4), peaks(None, 0)
+    print({"stock": stock, "finite": ours, "host alone": host})
+    assert ours["kept"] <= 1.01 * host["kept"] < stock["kept"]
+    assert ours["step"] <= stock["step"]
+    assert ours["inference"] <= 1.01 * host["inference"]
+
+
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_train_as_in_eager():
+    """DDP and FSDP2 over NCCL: three steps give eager's parameters, bit for bit."""
+    job = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.gpu.two_ranks",
+        DEVICE,
+    ]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(job, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-5000:]
