@@ -57,15 +57,21 @@ def is_zero(argument: Any) -> bool:
     """A Python number that is zero, or a tensor made of nothing else."""
     if isinstance(argument, Node) and argument.target in _FILLED:
         position = _FILLED[argument.target]
-        argument = 0 if position is None else argument.args[position]
+        given = (0,) if position is None else argument.args[position : position + 1]
+        argument = given[0] if given else None
     return is_number(argument) and bool(argument == 0)
 
 
 def _within(*signs: int) -> Callable[[Node], bool]:
     """Whether zero is within the bounds that follow the first argument, a lower one where the sign is 1."""
-    return lambda node: all(
-        bound is None or (is_number(bound) and sign * bound <= 0) for sign, bound in zip(signs, node.args[1:])
-    )
+
+    def zero_is_within(node: Node) -> bool:
+        bounds: Any = node.args[1:]
+        return not node.kwargs and all(
+            bound is None or (is_number(bound) and sign * bound <= 0) for sign, bound in zip(signs, bounds)
+        )
+
+    return zero_is_within
 
 
 def _has_elements(node: Node) -> bool:
@@ -79,7 +85,7 @@ def _without_bias(node: Node) -> bool:
 
 def _is_whole(node: Node) -> bool:
     """Whether an operator adds a finite multiple of its product to its first argument as it is."""
-    return node.kwargs.get("beta", 1) == 1 and all(map(is_number, node.kwargs.values()))
+    return bool(node.kwargs.get("beta", 1) == 1) and all(map(is_number, node.kwargs.values()))
 
 
 # What makes a tensor of one number -> the position of that number; None: it is zero.

@@ -99,7 +99,7 @@ def _zeros_in(walk: Walk, node: Node) -> list[Node]:
     given = [node.args[index] for index in ((0,) if is_cast(node) else operator.zero) if index < len(node.args)]
     found = [each for each in given if isinstance(each, Node) and each in walk.zeros][:1]
     if operator.every:
-        parts = [each for index in operator.every for each in leaves(node.args[index : index + 1])]
+        parts = [each for index in operator.every for each in leaves(node.args[index : index + 1])] + list(node.kwargs.values())
         zeros = [each for each in parts if each in walk.zeros]
         found = zeros if all(each in walk.zeros or is_zero(each) for each in parts) else []
     return found if found and operator.only(node) else []
