@@ -133,8 +133,7 @@ def _ahead_of_last_cast(graph: Graph, root: Node, surrogate: Node, casts: list[t
 
 
 def _promotes_alike(value: Node, surrogate: Node) -> bool:
-    """Whether promotion rounds both operands to one dtype. A 0-dim operand of another dtype is not rounded (eager's CPU
-    kernels)."""
+    """Whether both operands are rounded to the dtype that `torch.promote_types` gives: not so a 0-dim one of a wider dtype."""
     left, right = fake(value), fake(surrogate)
     return (left.ndim > 0) == (right.ndim > 0) or left.dtype == right.dtype
 
@@ -201,14 +200,18 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
     try:
         for node, leaves in interior.items():
             for leaf in dict.fromkeys(leaves):
-                if fake(leaf).dtype in ROUNDED_DTYPES or (_contracts(leaf) and may_be_product(leaf)):
+                if _is_narrowed_first(node, leaf):
+                    made.append(narrowed := emit(graph, node, prims.convert_element_type.default, (leaf, fake(node).dtype)))
+                    inputs[node, leaf] = _rounded(graph, node, narrowed, made)
+                elif fake(leaf).dtype in ROUNDED_DTYPES or (_contracts(leaf) and may_be_product(leaf)):
                     inputs[node, leaf] = _rounded(graph, node, leaf, made)
             rounds = fake(node).dtype in ROUNDED_DTYPES or (_contracts(node) and node.target not in SUMS)
             if rounds and not any(map(_is_rounded, node.users)):
                 results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
                 made.append(results[node])
         for source, rounded in (*((leaf, new) for (_, leaf), new in inputs.items()), *results.items()):
-            check_same(source, tensor(source), tensor(rounded))
+            if fake(source).ndim:  # (a 0-dim operand may be narrowed: no reader sees its strides)
+                check_same(source, tensor(source), tensor(rounded))
     except BaseException:
         for node in reversed(made):
             graph.erase_node(node)
@@ -223,6 +226,15 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
             node.target, node.args = aten.mul.Tensor, (*node.args, -1)
     for node, result in results.items():
         node.replace_all_uses_with(result, delete_user_cb=partial(operator.is_not, result))
+
+
+def _is_narrowed_first(node: Node, leaf: Node) -> bool:
+    """Whether a 0-dim operand of another dtype is rounded to the result's before it is used. Eager's kernels do so; but the CPU's
+    leave the second operand of a product or quotient as it is, and CUDA's what is on the CPU (2.11 to 2.15)."""
+    narrow, wide = fake(node), fake(leaf)
+    if not (wide.ndim == 0 < narrow.ndim and wide.dtype != narrow.dtype in ROUNDED_DTYPES and wide.device == narrow.device):
+        return False
+    return narrow.device.type != "cpu" or node.target in SUMS or leaf is node.args[0]
 
 
 def _contracts(node: Node) -> bool:

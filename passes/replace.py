@@ -160,7 +160,7 @@ def _emit_sum(rewrites: Rewrites, root: Node, value: Sum) -> Node:
             addend = rewrites.replaced.get(addend, addend)
             if fake(addend).device != want.device:
                 raise Refused(Reason.OTHER_DEVICE.of(fake(addend).device, want.device))
-            if fake(addend).dtype != want.dtype and (fake(addend).ndim or not want.ndim):  # a 0-dim operand is not rounded first
+            if fake(addend).dtype != want.dtype:
                 addend = emit(graph, root, prims.convert_element_type.default, (addend, want.dtype))
         if total is None:
             total = addend if sign > 0 else emit(graph, root, aten.neg.default, (addend,))

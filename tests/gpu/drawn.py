@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from ste_compile.passes import recognise
-from ste_compile.passes.nodes import COPIES, MARKERS, is_cast
+from ste_compile.passes.nodes import COPIES, MARKERS, fake, is_cast
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 # What spellings compute beside the site is transcendental, and a GPU's own: here products, and what rounds nothing.
 INSTEAD = {"sin": r"(\1 * \1)", "exp": r"(\1 * \1.abs())", "cos": r"\1.abs()", "tanh": r"\1.relu()"}
 ROUNDS_ONCE = (aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor)
-ROUNDS_NOTHING = (aten.abs.default, aten.relu.default, *MARKERS, *COPIES)
+ROUNDS_NOTHING = (aten.abs.default, aten.relu.default, aten.slice.Tensor, aten.view.default, *MARKERS, *COPIES)
 
 
 def _binary(builder: Builder) -> None:
@@ -33,7 +33,14 @@ def _binary(builder: Builder) -> None:
         builder.add([Line(f"{out} = {a.name} {sign} {b.name}")], out, [a, b], (sign, a.key, b.key), a.support | b.support)
 
 
-STATEMENTS = (Builder.site, _binary, Builder.site, _binary, Builder.cast, Builder.scaled)
+def _scalar(builder: Builder) -> None:
+    """A 0-dim tensor, which is rounded to the dtype of what it is added to."""
+    a, out = builder.pick(), builder.name()
+    if a.tensor.ndim:
+        builder.add([Line(f"{out} = {a.name}.narrow(0, 0, 1).view(())")], out, [a], ("scalar", a.key), a.support)
+
+
+STATEMENTS = (Builder.site, _binary, Builder.site, _binary, Builder.cast, Builder.scaled, _scalar)
 
 
 @st.composite
@@ -97,11 +104,16 @@ def _exact(graph: Graph) -> Iterator[Node]:
             or (node.target in ROUNDS_NOTHING and exact.issuperset(inputs))
         ):
             exact.add(node)
-        elif (node.target in ROUNDS_ONCE or is_cast(node)) and exact.issuperset(inputs):
+        elif (node.target in ROUNDS_ONCE or is_cast(node)) and exact.issuperset(inputs) and not _multiplies_a_scalar(node):
             once.add(node)
         if node in exact:
             once.add(node)
             yield node
+
+
+def _multiplies_a_scalar(node: Node) -> bool:
+    """Whether a product may read a 0-dim tensor of another dtype, which eager's CPU kernels do not round, and a GPU's do."""
+    return node.target is aten.mul.Tensor and any(fake(each).ndim == 0 < fake(node).ndim for each in node.all_input_nodes)
 
 
 def _leaves_alone(tree: tuple[Node, ...]) -> bool:

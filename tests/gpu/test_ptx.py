@@ -85,6 +85,24 @@ def test_exact_has_no_kernel_load_or_store_more_than_stock(name, dtype, generate
         assert 0 < ours.count(what) <= stock.count(what)
 
 
+def scalar_surrogate(v, s):
+    s = s.narrow(0, 0, 1).view(())
+    return (v + s) - s.detach()
+
+
+def scalar_host(v, s):
+    s = s.narrow(0, 0, 1).view(())
+    return s + (v - s).detach()
+
+
+@pytest.mark.parametrize("dtype", ("bf16", "fp16"))
+@pytest.mark.parametrize("fn", (scalar_surrogate, scalar_host))
+def test_a_scalar_of_a_wider_dtype_is_rounded_first(fn, dtype, generated):
+    """Broken by: `fuse._is_narrowed_first` that is always false; seen to fail."""
+    dtypes = [DTYPES[dtype], torch.float32]
+    assert_as_eager(generated(fn, dtypes, "exact"), fn, list(map(normal, dtypes)))
+
+
 def test_stock_contracts(generated):
     """So that the tests here would see it: in each dtype stock's code gives other numbers."""
     for dtype in DTYPES.values():
