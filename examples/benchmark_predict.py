@@ -70,7 +70,7 @@ def _row(key: Key, name: str, device: Device) -> Row:
 
     row: Row = dict(zip(("work", "kind", "seeds"), key), contestant=name)
     for part, kinds in PARTS.items():
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compile_it = functools.partial(compiled, name, draws=False)
         code = cuda_code(build, compile_it, train=part == "step", autocast=work.autocast)
         launches = [launch for each in code if each.kind in kinds for launch in each.launches]

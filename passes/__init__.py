@@ -7,6 +7,7 @@ cancel          joint, inference or partitioned forward: what the level permits
 keep, release   what a cancelled surrogate drew or mutated (`effects`): read by the forward until it has been partitioned
 defer           partitioned backward: what moved there from the forward, in regions of its own
 tag, fuse       what is left: marked now, rewritten in the post-grad graph to the operators of `ops`
+                (`rounding`: what rounds where)
 freed           for the report: what each site keeps in the forward
 
 What they share: `nodes` (questions to a node), `levels`, `outcomes` (sites, outcomes, reasons), `meta` (what they leave in a

@@ -31,12 +31,9 @@ from .operators import is_number
 from .ops import ops
 from .outcomes import Mismatch, Outcome, Reason, Site, Why
 from .replace import check_same, drop_unused, same_strides
+from .rounding import FUSED_DTYPES, ROUNDED_DTYPES, SUMS, contracts, is_narrowed_first, is_rounded, may_be_product
 from .values import number_values
 
-ROUNDED_DTYPES = (torch.float16, torch.bfloat16)
-# Real dtypes Inductor computes in its own kernels; complex falls back to eager's, which round by themselves.
-FUSED_DTYPES = (*ROUNDED_DTYPES, torch.float32, torch.float64)
-SUMS = (aten.add.Tensor, aten.sub.Tensor)
 UNMARKED = {Reason.ERROR_IS_USED, Reason.OWN_SURROGATE, Reason.APART}
 # The shape of an expression: (operator, shapes of its node arguments), or None for a leaf.
 Shape = tuple[Any, list[Any]] | None
@@ -140,23 +137,7 @@ def _promotes_alike(value: Node, surrogate: Node) -> bool:
 
 def _holding(node: Any) -> Any:
     """The node behind whatever passes its value on: markers, copies, and the `rounded` of another site that reads it."""
-    return behind(node, is_marker, is_copy, _is_rounded)
-
-
-def _is_rounded(node: Node) -> bool:
-    return node.target is ops.rounded.default
-
-
-def may_be_product(node: Node) -> bool:
-    """Whether `node` may be computed by a multiplication that a GPU's compiler can contract with the sum that reads `node`. Not
-    what is read from memory or has been `settled`, nor a sum of such."""
-    base = behind(node, is_view, is_cast)  # which multiply nothing
-    operands = _inputs(base) if base.target in SUMS else [base]
-    return not all(_is_settled(behind(each, is_view, is_cast)) for each in operands)
-
-
-def _is_settled(node: Node) -> bool:
-    return node.op == "placeholder" or _is_rounded(node) or node.target is ops.straight_through.default
+    return behind(node, is_marker, is_copy, is_rounded)
 
 
 def _inputs(node: Node) -> list[Node]:
@@ -200,13 +181,13 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
     try:
         for node, leaves in interior.items():
             for leaf in dict.fromkeys(leaves):
-                if _is_narrowed_first(node, leaf):
+                if is_narrowed_first(node, leaf):
                     made.append(narrowed := emit(graph, node, prims.convert_element_type.default, (leaf, fake(node).dtype)))
                     inputs[node, leaf] = _rounded(graph, node, narrowed, made)
-                elif fake(leaf).dtype in ROUNDED_DTYPES or (_contracts(leaf) and may_be_product(leaf)):
+                elif fake(leaf).dtype in ROUNDED_DTYPES or (contracts(leaf) and may_be_product(leaf)):
                     inputs[node, leaf] = _rounded(graph, node, leaf, made)
-            rounds = fake(node).dtype in ROUNDED_DTYPES or (_contracts(node) and node.target not in SUMS)
-            if rounds and not any(map(_is_rounded, node.users)):
+            rounds = fake(node).dtype in ROUNDED_DTYPES or (contracts(node) and node.target not in SUMS)
+            if rounds and not any(map(is_rounded, node.users)):
                 results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
                 made.append(results[node])
         for source, rounded in (*((leaf, new) for (_, leaf), new in inputs.items()), *results.items()):
@@ -222,31 +203,17 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
         if fake(node).dtype in ROUNDED_DTYPES and fake(node).device.type == "cpu" and is_number(node.args[0]):
             # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
             node.update_arg(0, torch.tensor(node.args[0], dtype=fake(node).dtype).item())
-        if _contracts(node) and node.target is aten.neg.default:  # which Triton computes as 0 - x, and that of 0 is 0
+        if contracts(node) and node.target is aten.neg.default:  # which Triton computes as 0 - x, and that of 0 is 0
             node.target, node.args = aten.mul.Tensor, (*node.args, -1)
     for node, result in results.items():
         node.replace_all_uses_with(result, delete_user_cb=partial(operator.is_not, result))
-
-
-def _is_narrowed_first(node: Node, leaf: Node) -> bool:
-    """Whether a 0-dim operand of another dtype is rounded to the result's before it is used. Eager's kernels do so; but the CPU's
-    leave the second operand of a product or quotient as it is, and CUDA's what is on the CPU (2.11 to 2.15)."""
-    narrow, wide = fake(node), fake(leaf)
-    if not (wide.ndim == 0 < narrow.ndim and wide.dtype != narrow.dtype in ROUNDED_DTYPES and wide.device == narrow.device):
-        return False
-    return narrow.device.type != "cpu" or node.target in SUMS or leaf is node.args[0]
-
-
-def _contracts(node: Node) -> bool:
-    """Whether code for `node`'s device may multiply and add in one instruction, without rounding the product."""
-    return fake(node).device.type == "cuda" and fake(node).dtype in FUSED_DTYPES
 
 
 def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
     """`leaf` rounded, and then viewed as it was: a rounded copy of an expanded tensor would have other strides. An input of the
     graph is in memory, and so rounded already."""
     *views, base = layers(leaf, is_view)
-    if base.op != "call_function" or _is_rounded(base):
+    if base.op != "call_function" or is_rounded(base):
         return leaf
     made.append(rounded := emit(graph, reader, ops.rounded.default, (base,), like=base))
     for view in reversed(views):

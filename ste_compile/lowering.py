@@ -18,12 +18,12 @@ import torch
 from torch.fx import Node
 
 from . import _torch
-from .passes.fuse import ROUNDED_DTYPES, may_be_product
 from .passes.memory import readers
 from .passes.meta import TURN
 from .passes.nodes import arg, is_matmul
 from .passes.ops import ORDERS
 from .passes.ops import ops as namespace
+from .passes.rounding import ROUNDED_DTYPES, may_be_product
 
 OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and only if it rounds to infinity in bf16
 

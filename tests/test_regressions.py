@@ -172,7 +172,7 @@ def test_a_scalar_of_a_wider_dtype_is_rounded_where_eager_rounds_it(dtype, scala
     """Given every spelling with a 0-dim float32 operand beside one of 16 bits, `exact` gives eager's bits in generated code, and
     stock does not.
 
-    Broken by: `fuse._is_narrowed_first` that is always false, or true of the second operand of a product; seen to fail."""
+    Broken by: `rounding.is_narrowed_first` that is always false, or true of the second operand of a product; seen to fail."""
     # Operands that must have one dtype; `alpha`, which is left; a product outside of the site.
     without = {"alpha", "nested", *(each.name for each in SITES if each.same)}
     fns = [each.fn for each in SPELLINGS if each.name not in without]

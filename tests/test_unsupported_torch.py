@@ -20,8 +20,8 @@ from ste_compile import _torch, trial
 from .against_eager import seed
 from .private_names import outcome
 
-# (`cuda_code` is no part of any compile: it is for tests and predictions, on the torch that they were written for.)
-PARTS = sorted(path for path in Path(_torch.__file__).parent.glob("*.py") if path.stem != "cuda_code")
+# (These two are no part of any compile: they are for tests and predictions, on the torch that they were written for.)
+PARTS = sorted(path for path in Path(_torch.__file__).parent.glob("*.py") if path.stem not in ("cuda_code", "pretended_cuda"))
 TREES = [ast.parse(path.read_text()) for path in PARTS]
 # The guarded imports at the top of a module of `_torch`, but for modules: those cannot be hidden from one package alone.
 IMPORTED = [

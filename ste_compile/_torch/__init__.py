@@ -12,7 +12,8 @@ lowering     what the lowerings of this package's operators need of Inductor
 scheduling   Inductor's layouts, kernels, and their order
 logs         graph breaks, and the artifacts of TORCH_TRACE
 testing      for `ste_compile.testing` and `ste_compile.trial`
-cuda_code    the code for a GPU that is not there, for `ste_compile.testing.gpu`, which alone imports it
+cuda_code    the code for a GPU that is not there, and
+pretended_cuda   what is asked of it: for `ste_compile.testing.gpu`, which alone imports them
 
 A name that moves between versions of torch is mended here. What one feature needs is imported in the function that uses it, and
 only after `can` has found it; so are Inductor's lowerings, which take seconds to import. A module that uses this package calls

@@ -23,7 +23,8 @@ from unittest import mock
 
 import torch
 
-from .._torch.cuda_code import CudaCode, Launch, build_guard, cuda_code, pretended_cuda
+from .._torch.cuda_code import CudaCode, Launch, cuda_code
+from .._torch.pretended_cuda import build_guard, pretended_cuda
 
 __all__ = ["CudaCode", "Launch", "cuda_code", "pretended_cuda", "stand_in"]
 

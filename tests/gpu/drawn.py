@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from ste_compile.passes import recognise
+from ste_compile.passes import Reason, Site, recognise
 from ste_compile.passes.nodes import COPIES, MARKERS, fake, is_cast
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -93,7 +93,8 @@ def chosen(program: Program, args: list[torch.Tensor]) -> Chosen:
 
 def _exact(graph: Graph) -> Iterator[Node]:
     """The nodes whose value is eager's: what is read, sites of what was rounded once, and what rounds no such value."""
-    sites = {site.root: set(site.tree) for site in recognise(graph) if not site.refusal and not _leaves_alone(site.tree)}
+    found = recognise(graph, ())  # no input has a gradient
+    sites = {site.root: set(site.tree) for site in found if _is_fused(site) and not _leaves_alone(site.tree)}
     exact: set[Node] = set()
     once: set[Node] = set()
     for node in graph.nodes:
@@ -109,6 +110,10 @@ def _exact(graph: Graph) -> Iterator[Node]:
         if node in exact:
             once.add(node)
             yield node
+
+
+def _is_fused(site: Site) -> bool:
+    return site.refusal is None or site.refusal.reason in (Reason.NO_GRADIENT, Reason.ROUNDED_LATER)
 
 
 def _multiplies_a_scalar(node: Node) -> bool:

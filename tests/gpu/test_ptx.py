@@ -98,7 +98,7 @@ def scalar_host(v, s):
 @pytest.mark.parametrize("dtype", ("bf16", "fp16"))
 @pytest.mark.parametrize("fn", (scalar_surrogate, scalar_host))
 def test_a_scalar_of_a_wider_dtype_is_rounded_first(fn, dtype, generated):
-    """Broken by: `fuse._is_narrowed_first` that is always false; seen to fail."""
+    """Broken by: `rounding.is_narrowed_first` that is always false; seen to fail."""
     dtypes = [DTYPES[dtype], torch.float32]
     assert_as_eager(generated(fn, dtypes, "exact"), fn, list(map(normal, dtypes)))
 
