@@ -75,3 +75,21 @@ def test_amd_code_of_stock_does_not(generated):
         for d in ("fp32", "fp64")
     ]
     assert all(map(AMD_FUSED.search, code))
+
+
+def reduced(x, codes, scale):
+    return FUNCTIONS["dequantised"](x, codes, scale).view(-1, 64).sum(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_site_in_a_reduction_s_kernel_rounds_as_it_does_alone(dtype, generated):
+    """Given a site that is summed up, its arithmetic in the kernel of the sum is what it is in its own, to the instruction."""
+    dtypes = [DTYPES[dtype]] * 3
+    alone, beside = (
+        [
+            re.findall(r"^    (tmp\d+ = (?!tl\.(?:load|broadcast_to|where|sum)).*)$", text, re.M)
+            for text in kernels(source).values()
+        ]
+        for source in (generated(FUNCTIONS["dequantised"], dtypes, "exact"), generated(reduced, dtypes, "exact"))
+    )
+    assert alone[0] and beside[0][: len(alone[0])] == alone[0]

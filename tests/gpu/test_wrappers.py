@@ -29,10 +29,10 @@ REGION = re.compile(r"^def (deferred_\d+)\(", re.M)
 
 
 @pytest.fixture(scope="module")
-def codes():
-    """`wrappers.codes` in a process that has a stand-in for CUDA."""
+def pretending():
+    """A call in a process that has a stand-in for CUDA."""
     with stand_in() as process:
-        yield lambda *args: process.submit(wrappers.codes, *args).result()
+        yield lambda *args: process.submit(*args).result()
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def interpreted():
 
 
 @pytest.mark.parametrize("name", MODELS)  # one test a model: two workers would generate its code twice
-def test_a_model_compiled_for_a_gpu(name, codes, interpreted):
+def test_a_model_compiled_for_a_gpu(name, pretending, interpreted):
     """Broken by: the results of a region in another order, or in other strides than its readers assert, a rounding that is a kernel
     of its own; seen to fail."""
-    code = {level: codes(name, level) for level in (None, *LEVELS)}
+    code = {level: pretending(wrappers.codes, name, level) for level in (None, *LEVELS)}
     eager, stock = wrappers.eager(name), interpreted(name, code[None])
     for level in LEVELS:
         _check_results(interpreted(name, code[level]), stock, eager)
@@ -90,3 +90,17 @@ def _moved(code):
 
 def _flops(code):
     return sum(each.flops for each in code.launches)
+
+
+def test_a_site_in_a_matrix_product_s_epilogue_rounds_the_accumulator(pretending):
+    """Given `max-autotune`, whose Triton products compute what reads them, and hold it in float32 (before 2.14, unrounded): the site
+    is in the kernel, its value is rounded first, and so is its result, which another product reads. Nothing more is launched.
+
+    Broken by: `is_stored` true of a template's result; seen to fail."""
+    ours, stock = pretending(wrappers.with_templates, "exact"), pretending(wrappers.with_templates, None)
+    assert len(ours.launches) == len(stock.launches) == 2
+    (kernel,) = (text for text in ours.source.split("@triton.jit") if "acc" in text and "inline_asm_elementwise" in text)
+    (settled,) = re.findall(r"(tmp\d+) = tl\.inline_asm_elementwise\('add\.rn", kernel)
+    (rounded,) = re.findall(rf"(tmp\d+) = {settled}\.to\(tl\.bfloat16\)", kernel)
+    (held,) = re.findall(rf"(tmp\d+) = {rounded}\.to\(tl\.float32\)", kernel)
+    assert re.search(rf"= {held} - tmp", kernel) and not re.search(rf"{settled} [-+]", kernel)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ste_compile
 from ste_compile.testing.gpu import CudaCode, cuda_code
@@ -23,6 +25,31 @@ def codes(name: str, level: str | None) -> dict[str, CudaCode]:
         found += cuda_code(MODELS[name], partial(torch.compile, backend=backend, mode="reduce-overhead"), train=train)
     assert len(found) == 3
     return {code.kind: code for code in found}
+
+
+class Product(nn.Module):
+    """A matrix product whose result is the value of a site, in the model's one dtype of 16 bits, and then an operand of another."""
+
+    def forward(self, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return (x + (a @ b - x).detach()) @ c
+
+
+def with_templates(level: str | None) -> CudaCode:
+    """The inference code of a `Product` whose matrix products are Triton's: the first of the templates that would be tried."""
+    from torch._inductor.select_algorithm import AlgorithmSelectorCache
+
+    choose: Any = AlgorithmSelectorCache.__call__
+
+    def first(self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any) -> Any:
+        return choose(self, name, choices[:1], *args, **kwargs)
+
+    options: dict[str, Any] = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON", "prologue_fusion": True}
+    how = {"backend": "ste", "options": {"numerics": level, **options}} if level else {"options": options}
+    torch._dynamo.reset()
+    inputs = tuple(torch.empty(256, 256, dtype=torch.bfloat16) for _ in range(4))
+    with mock.patch.object(AlgorithmSelectorCache, "__call__", first):
+        (code,) = cuda_code(lambda: (Product(), inputs), partial(torch.compile, **how), train=False, autocast=False)
+    return code
 
 
 def interpreted(name: str, code: dict[str, CudaCode]) -> dict[str, Tensor]:
