@@ -1,10 +1,14 @@
 """The CUDA code of a compiled model, generated on a machine that has no GPU.
 
-    with stand_in() as process:
-        codes = process.submit(mine).result()
+    def build():
+        return torch.nn.Linear(64, 64), (torch.randn(8, 64),)
 
-    def mine():  # at the top of a module
-        return cuda_code(build, torch.compile, train=True)
+    def count():
+        return [(code.kind, len(code.launches)) for code in cuda_code(build, torch.compile, train=True)]
+
+    if __name__ == "__main__":
+        with stand_in() as process:
+            print(process.submit(count).result())  # [('forward', 4), ('backward', 3)] with torch 2.13
 
 Needs a CPU build of torch, its triton package, and g++. `Launch` has what each launch reads, writes and computes, as Inductor and
 torch's formulas count it.
