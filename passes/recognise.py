@@ -108,7 +108,7 @@ def _zeros_in(walk: Walk, node: Node) -> list[Node]:
 def _beside_zero(walk: Walk, node: Node) -> list[tuple[float, Any]]:
     """What a node adds up that adds a product to its first argument, where a factor of the product is zero."""
     operator = operator_of(node.target)
-    zeros = [node.args[index] for index in operator.product if node.args[index] in walk.zeros]
+    zeros = [each for index in operator.product for each in node.args[index : index + 1] if each in walk.zeros]
     return [(1, node.args[0]), (1, zeros[0])] if zeros and operator.only(node) else []
 
 
