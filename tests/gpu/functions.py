@@ -84,6 +84,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         product_of_sites, broadcast, negated_product, read_by_another,
     )
 }  # fmt: skip
+# name -> the value that an estimator stands for, where its surrogate is computed (an input has no gradient here: it is none)
+VALUES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("seed", "product_plus", "two_surrogates", "scaled_zero", "negated_product"), lambda first, *rest: first),
+    "host": lambda a, g, seed: a * g,
+    "both_products": lambda a, g, codes, scale: codes * scale,
+    "number": lambda a, g: torch.full_like(a, 0.25),
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 

@@ -17,7 +17,7 @@ import numpy
 from . import rounding
 from .conftest import COUNT
 from .drawn import chosen, functions
-from .functions import DTYPES, FUNCTIONS, arity
+from .functions import DTYPES, FUNCTIONS, VALUES, arity
 from .kernels import outputs
 
 TARGETS = (80, 90, 100)
@@ -75,6 +75,16 @@ def test_finite_equals_eager(name, dtype, generated):
     args = list(map(normal, dtypes))
     (ours,) = outputs(generated(fn, dtypes, "finite"), 90, args)
     assert torch.equal(ours, fn(*args))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"read_by_another"}))  # of which only the value is cancelled
+def test_algebraic_gives_the_estimator_s_value(name, dtype, generated):
+    """Where its surrogate is cancelled, and else eager's bits."""
+    fn, dtypes = FUNCTIONS[name], [DTYPES[dtype]] * arity(name)
+    args = list(map(normal, dtypes))
+    (ours,) = outputs(generated(fn, dtypes, "algebraic"), 90, args)
+    assert bitwise_equal(ours, VALUES.get(name, fn)(*args))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
