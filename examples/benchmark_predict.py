@@ -6,12 +6,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import rich.box
 import torch
 import torch.nn.functional as F
 from benchmark_contestants import Key
+from benchmark_results import HOST, Row, grouped, number, ratio, title
 from compare import compiled
 from rich.progress import Progress
 from rich.table import Table
@@ -44,9 +44,8 @@ DEVICES = {"h100": Device(3.0e12, 790e12, 60e12, 2e-6)}
 # Of a size that a GPU is given to train.
 LARGE = Size(batch=1024, width=64, features=1024, rows=8192)
 SIZES = {"transformer": Size(batch=8, tokens=1024, features=1024)}
-NAMES = {True: ("stock", "finite", "host alone"), False: ("stock", "finite", "algebraic")}  # whether there is a host alone
+NAMES = {True: ("stock", "finite", HOST), False: ("stock", "finite", "algebraic")}  # whether there is a host alone
 PARTS = {"step": ("forward", "backward"), "inference": ("inference",)}
-Row = dict[str, Any]
 
 
 def predicted(keys: Sequence[Key], device: Device, progress: Progress) -> list[Row]:
@@ -64,7 +63,7 @@ def _row(key: Key, name: str, device: Device) -> Row:
 
     def build() -> tuple[nn.Module, tuple[Tensor, ...]]:
         model, inputs = work.make(*key[1:], size)
-        if name == "host alone":
+        if name == HOST:
             model.seeds = nn.ModuleList()
         return model, inputs
 
@@ -93,16 +92,20 @@ def prediction(rows: Sequence[Row]) -> Table:
         "ms\nstep", "\n/stock", "ms\ninfer", "\n/stock", "\n/host",
     ):  # fmt: skip
         result.add_column(column, justify="right" if len(result.columns) > 1 else "left", no_wrap=True)
-    by_name = {((row["work"], row["kind"], row["seeds"]), row["contestant"]): row for row in rows}
-    for (key, name), row in by_name.items():
-        stock, host = by_name[key, "stock"], by_name.get((key, "host alone"))
-        label = " ".join(str(part) for part in key if part not in ("-", 0))
-        result.add_row(
-            label if row is stock else "", name,
-            *(str(row[f"{part} launches"]) for part in PARTS),
-            *(f"{row[f'{part} bytes'] / 1e9:.2f}" for part in PARTS), *(f"{row[f'{part} flops'] / 1e12:.2f}" for part in PARTS),
-            f"{row['step ms']:.2f}", f"{row['step ms'] / stock['step ms']:.2f}",
-            f"{row['inference ms']:.2f}", f"{row['inference ms'] / stock['inference ms']:.2f}",
-            f"{row['inference ms'] / host['inference ms']:.2f}" if host else "-",
-        )  # fmt: skip
+    for contestants in grouped(rows):
+        stock, host = contestants["stock"], contestants.get(HOST, {})
+        for name, row in contestants.items():
+            launches, gigabytes, teraflops = (
+                [number(row[f"{part} {figure}"] / scale, form) for part in PARTS]
+                for figure, scale, form in (("launches", 1, ".0f"), ("bytes", 1e9, ".2f"), ("flops", 1e12, ".2f"))
+            )
+            step, infer = row["step ms"], row["inference ms"]
+            times = (
+                step,
+                ratio(step, stock["step ms"]),
+                infer,
+                *(ratio(infer, each.get("inference ms")) for each in (stock, host)),
+            )
+            label = title(contestants) if row is stock else ""
+            result.add_row(label, name, *launches, *gigabytes, *teraflops, *map(number, times))
     return result

@@ -119,19 +119,18 @@ def match_order(root: Node, values: Values) -> tuple[str, Node, Node] | None:
 def match_apart(root: Node, values: Values) -> tuple[Node, Node] | None:
     """(value, surrogate) where the arithmetic of `root` would be `(v - s) + s` or `(v + s) - s`, but for a view or a cast
     between its halves: `x + (q - x).detach().to(bfloat16)`, `(v + s).view(-1) - s.detach().view(-1)`."""
+    forms = is_marker, is_cast, is_view, is_reshape
     for (sign, outer), (inner_sign, inner) in _operands(root):
-        *around, base = layers(inner, is_marker, *_SEEN_THROUGH)
+        *around, base = layers(inner, *forms)
         if inner_sign != 1 or all(map(is_marker, around)):
             continue
+        outside = layers(outer, *forms)
         for (c, a), (d, b) in _operands(base):
-            outside, inside = layers(outer, is_marker, *_SEEN_THROUGH), layers(b, is_marker, *_SEEN_THROUGH)
-            between = sum(map(is_marker, outside)) - sum(map(is_marker, (*around, *inside)))
-            if (c, d) == (1, -sign) and between and values.number[outside[-1]] == values.number[inside[-1]]:
+            inside = layers(b, *forms)
+            markers_differ = sum(map(is_marker, outside)) != sum(map(is_marker, (*around, *inside)))
+            if (c, d) == (1, -sign) and markers_differ and values.number[outside[-1]] == values.number[inside[-1]]:
                 return behind(a, is_marker), behind(b, is_marker)
     return None
-
-
-_SEEN_THROUGH = is_cast, is_view, is_reshape
 
 
 def _operands(node: Node) -> Iterator[tuple[tuple[float, Node], tuple[float, Node]]]:

@@ -177,22 +177,24 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
     """Round what goes into the arithmetic of a site, and every result in it, to its own dtype; on a GPU, wide products too.
     Raises `Mismatch`, with the graph as it was, where a rounded value would look different to its readers."""
     made: list[Node] = []
+    rounded: list[tuple[Node, Node]] = []  # a value, and what is read in its place
     inputs, results = {}, {}
     try:
         for node, leaves in interior.items():
             for leaf in dict.fromkeys(leaves):
+                value = leaf
                 if is_narrowed_first(node, leaf):
-                    made.append(narrowed := emit(graph, node, prims.convert_element_type.default, (leaf, fake(node).dtype)))
-                    inputs[node, leaf] = _rounded(graph, node, narrowed, made)
-                elif fake(leaf).dtype in ROUNDED_DTYPES or (contracts(leaf) and may_be_product(leaf)):
-                    inputs[node, leaf] = _rounded(graph, node, leaf, made)
+                    made.append(value := emit(graph, node, prims.convert_element_type.default, (leaf, fake(node).dtype)))
+                if fake(value).dtype in ROUNDED_DTYPES or (contracts(value) and may_be_product(value)):
+                    inputs[node, leaf] = _rounded(graph, node, value, made)
+                    rounded.append((value, inputs[node, leaf]))
             rounds = fake(node).dtype in ROUNDED_DTYPES or (contracts(node) and node.target not in SUMS)
             if rounds and not any(map(is_rounded, node.users)):
                 results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
                 made.append(results[node])
-        for source, rounded in (*((leaf, new) for (_, leaf), new in inputs.items()), *results.items()):
-            if fake(source).ndim:  # (a 0-dim operand may be narrowed: no reader sees its strides)
-                check_same(source, tensor(source), tensor(rounded))
+                rounded.append((node, results[node]))
+        for value, new in rounded:
+            check_same(value, tensor(value), tensor(new))
     except BaseException:
         for node in reversed(made):
             graph.erase_node(node)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .imports import functorch_config, inductor_config
 from .pretended_cuda import pretended_cuda
-from .scheduling import POST_FUSION, Kernel, kernels
+from .scheduling import POST_FUSION, Kernel, kernels, kind_of
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def _captured(found: list[CudaCode], names: dict[int, str]) -> Iterator[None]:
         launches.clear()
         code, _ = self.codegen()
         source, seen = getattr(code, "value", code), tuple(launches)
-        kind = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
         values = [
             each.meta["val"] if isinstance(each, torch.fx.Node) else each for each in self.module.graph.output_node().args[0]
         ]
@@ -126,7 +125,7 @@ def _captured(found: list[CudaCode], names: dict[int, str]) -> Iterator[None]:
                     names.setdefault(_storage(each), f"result {i}")
             kept.extend((*args, *results))
             args.clear()
-            found.append(CudaCode(kind, source, tuple(given), len(results), seen, reasons[number]))
+            found.append(CudaCode(kind_of(self), source, tuple(given), len(results), seen, reasons[number]))
             return results
 
         return SimpleNamespace(call=call, __file__="", runner=None, partitions=[])

@@ -56,8 +56,12 @@ def kernels(scheduled: Sequence[Any]) -> tuple[str, list[Kernel], dict[str, froz
         reads = each.get_read_write_buffer_accesses(include_reads=True, include_writes=False)
         writes = each.get_read_write_buffer_accesses(include_reads=False, include_writes=True)
         found.append(Kernel(origins, reads, writes, isinstance(each, ExternKernelSchedulerNode)))
-    kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
-    return kind, found, made_by
+    return kind_of(V.graph), found, made_by
+
+
+def kind_of(lowering: Any) -> str:
+    """Of which graph a `GraphLowering` is: "forward", "backward" or "inference"."""
+    return "backward" if lowering.is_backward else "inference" if lowering.is_inference else "forward"
 
 
 def run_after(x: Any, effects: Sequence[Any], turn: str) -> None:

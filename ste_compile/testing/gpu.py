@@ -30,7 +30,7 @@ import torch
 from .._torch.cuda_code import CudaCode, Launch, cuda_code
 from .._torch.pretended_cuda import build_guard, pretended_cuda
 
-__all__ = ["CudaCode", "Launch", "cuda_code", "pretended_cuda", "stand_in"]
+__all__ = ["CudaCode", "Launch", "cuda_code", "own_process", "pretended_cuda", "stand_in"]
 
 
 @contextlib.contextmanager
@@ -39,14 +39,21 @@ def stand_in() -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     be had: with a CUDA build of torch, which has a CUDA of its own, or without a compiler."""
     if torch.version.cuda or torch.version.hip:
         raise RuntimeError(f"a stand-in for CUDA needs a CPU build of torch, and this is torch {torch.__version__}")
-    with tempfile.TemporaryDirectory() as folder:
-        guard = build_guard(Path(folder))
-        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            with mock.patch.dict(os.environ, LD_PRELOAD=str(guard)):
-                process.submit(_started).result()
-            yield process
+    with tempfile.TemporaryDirectory() as folder, own_process(LD_PRELOAD=str(build_guard(Path(folder)))) as process:
+        process.submit(_forget).result()
+        yield process
 
 
-def _started() -> None:
+def _forget() -> None:
     """What the process starts in turn needs no stand-in."""
     del os.environ["LD_PRELOAD"]
+
+
+@contextlib.contextmanager
+def own_process(**environment: str) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A new process, with more in its environment. torch remembers for good whether there is a device and a Triton to run on it,
+    and Triton whether it interprets."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with mock.patch.dict(os.environ, environment):
+            process.submit(int).result()  # starts it
+        yield process

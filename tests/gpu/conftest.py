@@ -1,18 +1,17 @@
-import concurrent.futures
-import multiprocessing
-
 import pytest
+
+from ste_compile.testing.gpu import own_process
 
 COUNT = 1 << 14  # elements of each tensor
 
 
 @pytest.fixture(scope="module")
 def generated():
-    """`whole_source` in a process of its own: torch remembers for good whether there is a device and a Triton to run on it."""
+    """`whole_source` in a process of its own."""
     from ..triton_source import whole_source
 
     known = {}
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    with own_process() as process:
 
         def source(fn, dtypes, level):
             key = fn, tuple(dtypes), level

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from .kernels import KERNEL
+from . import kernels
 
 HEAD = """
 import triton
@@ -41,27 +41,17 @@ LIBDEVICE: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch, name) for name in ("isnan", "isinf", "erf", "exp", "rsqrt", "sqrt", "tanh", "log", "log1p", "floor")
 } | {"nearbyint": torch.round, "rint": torch.round}
 ADD_RN = re.compile(r"add\.rn\.f(32|64) \$0, \$1, .*")  # of -0.0, which changes nothing: `_torch.settled`
-DROPPED = re.compile(r"^(from torch\._C import _cuda_.*|async_compile\.wait.*|del async_compile|empty_strided_cuda = .*)$", re.M)
 
 
-def call_of(source: str) -> Callable[[list[Tensor]], list[Tensor]]:
-    """The `call` of a generated module, for CPU tensors, with its own checks of sizes and strides."""
-    body = DROPPED.sub("", KERNEL.sub("", re.sub(r"(''')(, device_str='cuda'\))", r"\1", source)))
-    body = body.replace("torch.cuda._DeviceGuard(0)", "_nothing()").replace("torch.cuda.set_device(0)", "pass")
-    names: dict[str, Any] = {
-        "__name__": "generated",
-        "_nothing": contextlib.nullcontext,
-        "get_raw_stream": lambda index: 0,
-        "empty_strided_cuda": lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype),
-    }
-    names |= {name: SimpleNamespace(run=_runner(text)) for name, _, text in KERNEL.findall(source)}
-    exec(compile(body.replace("device='cuda:0'", "device='cpu'"), "generated", "exec"), names)
+def call_of(source: str) -> Callable[[list[Tensor]], list[Any]]:
+    """The `call` of a generated module, for CPU tensors."""
+    call = kernels.call_of(source, _runner)
 
-    def call(args: list[Tensor]) -> list[Tensor]:
-        with _mended(), torch.no_grad():
-            return list(names["call"](list(args)))
+    def interpreted(args: list[Tensor]) -> list[Any]:
+        with _mended():
+            return call(args)
 
-    return call
+    return interpreted
 
 
 def _runner(text: str) -> Callable[..., None]:

@@ -23,32 +23,38 @@ from triton.compiler import ASTSource
 
 from . import ptx
 
-KERNEL = re.compile(r"^(\w+) = async_compile\.triton\('(\w+)', '''(.*?)'''", re.M | re.S)
+KERNEL = re.compile(r"^(\w+) = async_compile\.triton\('(\w+)', '''(.*?)'''[^\n]*$", re.M | re.S)
+DROPPED = re.compile(r"^(?:from torch\._C import _cuda_|async_compile\.wait|del async_compile|empty_strided_cuda = ).*$", re.M)
 # Two elements a thread: 16-bit values come in pairs, as with more, and all dtypes lie alike, so that none go by shared memory.
 BLOCK, WARPS = 256, 4
 
 
-def outputs(source: str, capability: int, args: list[Tensor]) -> list[Tensor]:
-    """What the `call` of a generated module returns for CPU tensors, with its own checks of sizes and strides."""
-    body = source[source.index("class Runner") : source.index("runner = Runner(")]
-    guards = torch._C._dynamo.guards
+def call_of(source: str, launcher: Callable[[str], Callable[..., None]]) -> Callable[[list[Tensor]], list[Any]]:
+    """The `call` of a generated module, for CPU tensors, with its own checks of sizes and strides. `launcher` makes of a kernel's
+    source what runs it."""
+    body = DROPPED.sub("", KERNEL.sub("", source)).replace("device='cuda:0'", "device='cpu'")
     names: dict[str, Any] = {
-        "torch": torch,
-        "assert_size_stride": guards.assert_size_stride,
-        "assert_size_stride_grouped": getattr(guards, "assert_size_stride_grouped", None),  # 2.15
-        "empty_strided_cuda": guards._empty_strided_cpu,
-        "reinterpret_tensor": guards._reinterpret_tensor,
-        "copy_if_misaligned": lambda tensor: tensor,
+        "__name__": "generated",
         "get_raw_stream": lambda index: 0,
+        "empty_strided_cuda": lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype),
     }
-    for name, text in kernels(source).items():
-        names[name] = SimpleNamespace(run=functools.partial(_launch, compiled(text, capability)))
-    exec(body, names)
-    with (
-        mock.patch.object(torch.cuda, "_DeviceGuard", contextlib.nullcontext),
-        mock.patch.object(torch.cuda, "set_device", lambda index: None),
-    ):
-        return list(names["Runner"](partitions=[]).call(list(args)))
+    names |= {name: SimpleNamespace(run=launcher(text)) for name, text in kernels(source).items()}
+    exec(compile(body, "generated", "exec"), names)
+
+    def call(args: list[Tensor]) -> list[Any]:
+        with (
+            mock.patch.object(torch.cuda, "_DeviceGuard", contextlib.nullcontext),
+            mock.patch.object(torch.cuda, "set_device", lambda index: None),
+            torch.no_grad(),
+        ):
+            return list(names["call"](list(args)))
+
+    return call
+
+
+def outputs(source: str, capability: int, args: list[Tensor]) -> list[Tensor]:
+    """What a generated module returns, its kernels executed as PTX."""
+    return call_of(source, lambda text: functools.partial(_launch, compiled(text, capability)))(args)
 
 
 def kernels(source: str) -> dict[str, str]:
