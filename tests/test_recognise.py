@@ -86,7 +86,7 @@ def test_halves_that_are_apart_are_reported(name):
     """Given a view or a rounding cast between what a sum takes off and what it adds again, the site is listed as refused, and
     is eager's at every level.
 
-    Broken by: `match_apart` without one of what it sees through, or without the count of markers; seen to fail."""
+    Broken by: `match_apart` that does not see through casts, or views; seen to fail."""
     (site,) = sites(APART[name], 2)
     assert site.refusal == Reason.APART.of() and site.order is None
     value, (surrogate,) = names(site)

@@ -40,8 +40,7 @@ def interpreted():
 
 @pytest.mark.parametrize("name", MODELS)  # one test a model: two workers would generate its code twice
 def test_a_model_compiled_for_a_gpu(name, pretending, interpreted):
-    """Broken by: the results of a region in another order, or in other strides than its readers assert, a rounding that is a kernel
-    of its own; seen to fail."""
+    """Broken by: the results of a region in another order, or no region at all; seen to fail."""
     code = {level: pretending(wrappers.codes, name, level) for level in (None, *LEVELS)}
     eager, stock = wrappers.eager(name), interpreted(name, code[None])
     for level in LEVELS:
