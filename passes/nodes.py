@@ -19,12 +19,12 @@ OpOverload = type(aten.add.Tensor)
 
 # What is left of `.detach()` and `.data`: `detach` in plain ATen graphs (in 2.15, `alias` there too), `alias` under Inductor's
 # decompositions.
-MARKERS = {aten.detach.default, aten.alias.default}
-COPIES = {aten.clone.default}
+MARKERS = (aten.detach.default, aten.alias.default)
+COPIES = (aten.clone.default,)
 # These give the elements of their input in its order, and may copy them.
-RESHAPES = {aten.reshape.default, aten._unsafe_view.default, aten._reshape_copy.default}
+RESHAPES = (aten.reshape.default, aten._unsafe_view.default, aten._reshape_copy.default)
 # A cast may carry a device, a layout or a memory format beside the dtype: `is_cast` looks at what it did.
-CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
+CASTS = (prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype)
 # Operators that a matrix unit or a library does, not a generated kernel.
 MATMULS = {
     "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "dot", "addmv", "convolution", "convolution_backward", "linear", "matmul",
