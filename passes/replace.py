@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .memory import PARTS, Memory, Move, storages, views
 from .new_nodes import emit, fake_value
-from .nodes import aten, fake, hint, is_pure, leaves, prims, tensor
+from .nodes import aten, fake, hint, is_backward, is_pure, leaves, prims, tensor
 from .outcomes import Mismatch, Reason, Refused, Sum
 
 
@@ -201,6 +201,11 @@ def _size(rewrites: Rewrites, root: Node, size: Any) -> Any:
     for node in held:
         if order[node] < order[root] and statically_known_true(node.meta["val"] == size):
             return node
+    for node in rewrites.graph.find_nodes(op="placeholder"):  # in exported programs no node holds the sizes of the inputs
+        shape = () if is_backward(node) or tensor(node) is None else fake(node).shape
+        for dimension, here in enumerate(shape):
+            if statically_known_true(here == size):
+                return emit(rewrites.graph, root, aten.sym_size.int, (node, dimension))
     raise Refused(Reason.UNKNOWN_SIZE.of(size))
 
 

@@ -7,6 +7,7 @@ ste_compile.testing.assert_equivalent(model, *inputs)           # against eager
 
 from . import testing
 from .backends import backend
+from .deployment import rewrite
 from .inspection.explain import explain
 from .inspection.record import collect
 from .inspection.report import Report
@@ -15,4 +16,4 @@ from .oracle import ste_forward
 from .passes.levels import Numerics
 
 __version__ = "0.1.0"
-__all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "ste_forward", "testing"]
+__all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "rewrite", "ste_forward", "testing"]

@@ -1,4 +1,4 @@
-"""The command line: `python -m ste_compile explain FILE.py:callable` and `python -m ste_compile backends`."""
+"""The command line: `python -m ste_compile explain FILE.py:callable`, `rewrite IN.pt2 OUT.pt2`, and `backends`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .inspection.figures import mebibytes, plural
 from .inspection.progress import doing
 from .inspection.report import Report
 from .passes.levels import DEFAULT, LEVELS
@@ -22,6 +23,7 @@ examples:
   python -m ste_compile explain model.py:example
   python -m ste_compile explain model.py:example --numerics finite --html report.html
   python -m ste_compile explain model.py:example --json - | jq '.graphs[].sites[] | {file, line, action}'
+  python -m ste_compile rewrite model.pt2 smaller.pt2 --numerics algebraic
   python -m ste_compile backends
 
 `example` is called without arguments and returns (model, args) or (model, args, kwargs):
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ste-compile {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="explain | backends")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="explain | rewrite | backends")
     explain = commands.add_parser(
         "explain",
         help="compile a model once, forward and backward, and report every straight-through site",
@@ -58,14 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument("--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")
     explain.add_argument("--json", metavar="OUT", help="also write it as JSON; - for standard output, in place of the table")
     explain.add_argument("--diff", action="store_true", help="also print what the passes change in each graph, as a diff")
+    rewrite = commands.add_parser("rewrite", help="write an exported program without the surrogates that a level removes")
+    rewrite.add_argument("source", metavar="IN.pt2", help="what torch.export.save wrote")
+    rewrite.add_argument("target", metavar="OUT.pt2", help="where to write the new program")
+    rewrite.add_argument("--numerics", choices=tuple(LEVELS), default="finite", help="the level (default: finite)")
     commands.add_parser("backends", help="list the names that torch.compile(backend=...) knows from this package")
     parsed = parser.parse_args(arguments)
     if parsed.command == "backends":
         return _backends()
+    parser, run = (rewrite, _rewrite) if parsed.command == "rewrite" else (explain, _explain)
     try:
-        return _explain(parsed)
+        return run(parsed)
     except Wrong as wrong:
-        explain.print_usage(sys.stderr)
+        parser.print_usage(sys.stderr)
         print(f"error: {wrong}", file=sys.stderr)
         return 2
 
@@ -79,10 +86,40 @@ def _backends() -> int:
     return 0
 
 
+def _rewrite(parsed: argparse.Namespace) -> int:
+    import torch
+
+    from .deployment import rewrite
+
+    _check_folder(parsed.target)
+    for path in (parsed.source, parsed.target):
+        if not path.endswith(".pt2"):
+            raise Wrong(f"{path!r} must end in .pt2, as torch.export.save asks for")
+    if not Path(parsed.source).is_file():
+        raise Wrong(f"no file {parsed.source!r}")
+    try:
+        before = torch.export.load(parsed.source)
+    except Exception as error:
+        raise Wrong(f"{parsed.source!r} cannot be loaded by torch.export.load: {error}") from None
+    after, report = rewrite(before, numerics=parsed.numerics)
+    torch.export.save(after, parsed.target)
+    print(report)
+    held = [{**program.state_dict, **program.constants} for program in (before, after)]
+    gone = [name for name in held[0] if name not in held[1]]
+    size = sum(held[0][name].nbytes for name in gone)
+    print(f"removed {plural(len(gone), 'tensor')}, {mebibytes(size)}{': ' if gone else ''}{', '.join(gone)}")
+    return 0
+
+
+def _check_folder(path: str | Path) -> None:
+    if not Path(path).absolute().parent.is_dir():
+        raise Wrong(f"the folder of {str(path)!r} does not exist")
+
+
 def _explain(parsed: argparse.Namespace) -> int:
     for option in (parsed.html, Path(parsed.json) if parsed.json not in (None, "-") else None):
-        if option is not None and not option.absolute().parent.is_dir():
-            raise Wrong(f"the folder of {str(option)!r} does not exist")
+        if option is not None:
+            _check_folder(option)
     if parsed.html:
         try:  # now, and not after minutes of compiling
             Report("", "", ()).to_html()

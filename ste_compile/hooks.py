@@ -47,7 +47,7 @@ def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
         found = _chosen(recognise(graph, _torch.differentiable(graph)))
         can_keep = partial(_torch.can, "effects")
         outcomes, sites = cancel(graph, found, numerics, deferred=deferred, can_keep=can_keep), found
-        _report_failures(run_joint, outcomes)
+        report_failures(run_joint, outcomes)
         for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
             if outcome.action == "left":
                 tag(site, record.key(known, index))
@@ -93,12 +93,12 @@ def run_post_grad(graph: Graph) -> None:
     """Fuse, in place: what happens to a graph about to be compiled."""
     release(graph)
     outcomes = fuse(graph)
-    _report_failures(run_post_grad, outcomes)
+    report_failures(run_post_grad, outcomes)
     if _torch.can("reports"):
         guarded(record.compiled, graph, outcomes)
 
 
-def _report_failures(run: Callable[..., Any], outcomes: list[Outcome]) -> None:
+def report_failures(run: Callable[..., Any], outcomes: list[Outcome]) -> None:
     """Warn of each rewrite that failed, or failed its check and was undone. STE_COMPILE_STRICT=1 raises."""
     for outcome in outcomes:
         if outcome.error:

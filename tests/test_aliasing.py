@@ -122,28 +122,32 @@ LAYOUTS = {
 }
 
 
-@both
-@levels
+# Through Inductor, static shapes and two levels: the rest is the same rewrites on the same graphs.
+WAYS = [
+    *((backend, "static", level) for backend in BACKENDS for level in LEVELS if (backend, level) != ("ste", "algebraic")),
+    *(("ste_aot_eager", "dynamic", level) for level in LEVELS),
+]
+
+
 @grads
-@pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(backend, numerics, grad, dynamic, layout):
-    """Given hosts and seeds of every layout, the result and the gradients have eager's values, shape and strides."""
-    if backend == "ste" and (dynamic or numerics == "algebraic"):
-        return  # the same rewrites on the same graphs: seen through the other backend
+@pytest.mark.parametrize("backend, shapes, numerics", WAYS)
+def test_layouts(backend, shapes, numerics, grad):
+    """Given hosts and seeds of every layout, the results and the gradients have eager's values, shapes and strides."""
+
+    def model(pairs):
+        return [(h + (s - s.detach()), torch.sub(s, (s - h).detach())) for h, s in pairs]
+
     results = []
-
-    def model(h, s):
-        return h + (s - s.detach()), torch.sub(s, (s - h).detach())
-
-    for fn in (model, compiled(model, backend, numerics, dynamic=dynamic)):
+    for fn in (model, compiled(model, backend, numerics, dynamic=shapes == "dynamic")):
         generator = torch.Generator().manual_seed(1)
-        h, s = (torch.randint(-9, 9, (2, 3, 4, 5), generator=generator).float() for _ in range(2))
-        h, s = (t.detach().requires_grad_(grad) for t in LAYOUTS[layout](h, s))
-        outs = fn(h, s)
+        drawn = [[torch.randint(-9, 9, (2, 3, 4, 5), generator=generator).float() for _ in range(2)] for _ in LAYOUTS]
+        pairs = [[t.detach().requires_grad_(grad) for t in layout(*pair)] for layout, pair in zip(LAYOUTS.values(), drawn)]
+        outs = fn(pairs)
         if grad:
-            sum((out * torch.arange(out.numel()).view(out.shape)).sum() for out in outs).backward()
-        results.append((*outs, *((h.grad, s.grad) if grad else ())))
-    for eager, ours in zip(*results):
-        assert torch.equal(eager, ours)
-        assert all(a == b for a, b, size in zip(eager.stride(), ours.stride(), eager.shape) if size > 1 and eager.numel())
+            sum((out * torch.arange(out.numel()).view(out.shape)).sum() for pair in outs for out in pair).backward()
+        results.append([(*out, *((t.grad for t in pair) if grad else ())) for out, pair in zip(outs, pairs)])
+    for layout, *of_layout in zip(LAYOUTS, *results, strict=True):
+        for eager, ours in zip(*of_layout, strict=True):
+            assert torch.equal(eager, ours), layout
+            strides = zip(eager.shape, eager.stride(), ours.stride())
+            assert not eager.numel() or all(a == b for size, a, b in strides if size > 1), layout

@@ -89,7 +89,7 @@ def test_json_on_standard_output_is_json_alone(cli):
         (["explain", "broken.py:example"], 1, "broken.py fails when it is imported:\nTraceback (most recent call last):\n  File"),
         (["explain", "model.py:wrong_shape"], 1, "mat1 and mat2 shapes cannot be multiplied"),
         (["explain", "model.py:not_compilable"], 3, "the model runs in eager, and its compilation fails:"),
-        ([], 2, "explain | backends"),
+        ([], 2, "explain | rewrite | backends"),
     ),
 )
 def test_a_mistake_gets_its_own_message_and_exit_code(cli, tmp_path, monkeypatch, capsys, arguments, code, message):
