@@ -19,7 +19,8 @@ from .values import Values
 class Walk:
     """What `recognise` knows of the nodes that it has seen. `forms` and `zeros` (node -> the terms that cancelled in it) are for
     nodes that are no atoms; `sites` are by their root. `poisoned` are sites whose rounding error is used, `rounded` are sites
-    that may be rounded on purpose by what reads them; `plain` are nodes in which a term cancelled within one spelling."""
+    that may be rounded on purpose by what reads them; `plain` are nodes in which a term cancelled within one spelling. `apparent`
+    are the forms that nodes would have if the sites that are refused for want of a gradient had cancelled."""
 
     values: Values
     differentiable: Container[Node] | None = None
@@ -29,6 +30,7 @@ class Walk:
     poisoned: set[Node] = field(default_factory=set)
     rounded: set[Node] = field(default_factory=set)
     plain: set[Node] = field(default_factory=set)
+    apparent: dict[Node, Form] = field(default_factory=dict)
 
     def linear_terms(self, node: Node) -> Set[Term]:
         return self.forms[node].terms.keys() if node in self.forms else frozenset()

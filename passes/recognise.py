@@ -72,6 +72,7 @@ def _visit(walk: Walk, node: Node) -> None:
     if len(parts) == 2 and (len(zeros) == 2 or _cancels_exactly(walk.values, parts)):
         walk.zeros[node] = tuple(dict.fromkeys(n for z in zeros for n in walk.zeros[z])) or (_bare(parts[0][1])[0],)
         return
+    _look_through(walk, node, parts)
     form, plain = combine(walk.values, parts, is_marker(node))
     cancelled, residual = form.cancelled(), form.residual()
     only_numbers = all(number < 0 for number, _ in cancelled)
@@ -83,6 +84,7 @@ def _visit(walk: Walk, node: Node) -> None:
         walk.sites[node] = _exact_site(walk, node, parts, zeros[0])
     elif cancelled and any(_has_no_gradient(walk, number) for number, _ in cancelled):
         walk.rounded |= form.sites
+        walk.apparent[node] = Form(residual, form.sites | {node})
         walk.sites[node] = replace(_reassociating_site(walk, node, Form(residual), cancelled), refusal=Reason.NO_GRADIENT.of())
     elif cancelled:
         walk.forms[node] = Form(residual, form.sites | {node})
@@ -91,6 +93,17 @@ def _visit(walk: Walk, node: Node) -> None:
         walk.forms[node] = form
         if near_miss := _near_miss(walk, node):
             walk.sites[node] = near_miss
+
+
+def _look_through(walk: Walk, node: Node, parts: list[tuple[float, Any, Form]]) -> None:
+    """Note whether a sum uses the rounding error of a site that has no gradient. To any other reader that is an atom; one that is
+    `exact` beside operands that Inductor does not round would leave a larger error than stock does."""
+    if any(a in walk.apparent for _, a, _ in parts):
+        form, plain = combine(walk.values, [(c, a, walk.apparent.get(a, form)) for c, a, form in parts], is_marker(node))
+        if plain or (form.cancelled() and not form.residual()):
+            walk.poisoned |= form.sites & walk.apparent.keys()
+        else:
+            walk.apparent[node] = Form(form.residual(), form.sites)
 
 
 def _zeros_in(walk: Walk, node: Node) -> list[Node]:
