@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node, map_arg
 
 from .meta import TAG
-from .nodes import tensor
+from .nodes import aten, prims, tensor
 
 
 def emit(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], kwargs: Any = None, *, like: Node | None = None) -> Node:
@@ -32,3 +32,10 @@ def fake_value(node: Node, like: torch.Tensor | None) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     with getattr(like, "fake_mode", None) or contextlib.nullcontext():
         return target(*args, **kwargs)
+
+
+def cast_as_eager(graph: Graph) -> None:
+    """Cast with ATen's operator in place of the prim, whose own eager kernel gives a result that requires a gradient if its input
+    does, also in inference (2.11 to 2.15), and which runtimes other than Inductor may not know."""
+    for node in graph.find_nodes(op="call_function", target=prims.convert_element_type.default):
+        node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}

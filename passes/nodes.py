@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -75,6 +75,11 @@ def layers(node: Any, *through: Callable[[Node], bool]) -> list[Any]:
 def behind(node: Any, *through: Callable[[Node], bool]) -> Any:
     """The last of `layers`; an argument that is no node is given back as it is."""
     return layers(node, *through)[-1]
+
+
+def subgraphs(module: GraphModule) -> Iterator[GraphModule]:
+    """A graph and those that its higher-order operators call, inner ones first, as Inductor visits them."""
+    return (each for each in reversed(list(module.modules())) if isinstance(each, GraphModule))
 
 
 def is_marker(node: Any) -> bool:

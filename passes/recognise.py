@@ -96,8 +96,9 @@ def _visit(walk: Walk, node: Node) -> None:
 
 
 def _look_through(walk: Walk, node: Node, parts: list[tuple[float, Any, Form]]) -> None:
-    """Note whether a sum uses the rounding error of a site that has no gradient. To any other reader that is an atom; one that is
-    `exact` beside operands that Inductor does not round would leave a larger error than stock does."""
+    """Note whether a sum uses the rounding error of a site that is refused because it has no gradient. The linear form takes such
+    a site for an atom; here its readers are seen as if it had cancelled. One whose error is used must not be fused: its operands
+    would be rounded, those of its readers would not, and the error would be larger than stock's."""
     if any(a in walk.apparent for _, a, _ in parts):
         form, plain = combine(walk.values, [(c, a, walk.apparent.get(a, form)) for c, a, form in parts], is_marker(node))
         if plain or (form.cancelled() and not form.residual()):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
 from . import _torch
 from .hooks import guarded, run_joint, run_partition, run_post_grad
@@ -17,6 +17,8 @@ from .marking import mark
 from .options import check_deferred, inductor_options
 from .passes import levels
 from .passes.levels import DEFAULT, LEVELS, Numerics
+from .passes.new_nodes import cast_as_eager
+from .passes.nodes import subgraphs
 
 log = logging.getLogger(__name__)
 
@@ -117,21 +119,21 @@ def ste_aot_eager(
         log.warning("backend='ste_aot_eager' ignores mode=%r", mode)
 
     def partition(joint: GraphModule, *args: Any, **kwargs: Any) -> Any:
-        for each in _subgraphs(joint):
+        for each in subgraphs(joint):
             guarded(run_joint, each.graph, numerics, deferred)
             each.recompile()
         stock = _torch.min_cut_rematerialization_partition
         return run_partition(joint, lambda joint: stock(joint, *args, **kwargs), channels_last=lambda gm: set())
 
     def compiled(graph_module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        for each in _subgraphs(graph_module):
+        for each in subgraphs(graph_module):
             guarded(run_post_grad, each.graph)
-            _cast_as_eager(each.graph)
+            cast_as_eager(each.graph)
             each.recompile()
         return _boxed(graph_module)
 
     def inference(graph_module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        for each in _subgraphs(graph_module):
+        for each in subgraphs(graph_module):
             guarded(run_joint, each.graph, numerics)
         return compiled(graph_module, inputs)
 
@@ -141,17 +143,6 @@ def ste_aot_eager(
     guarded(mark, gm)
     with record.compiling(gm, recorders):
         return run(gm, example_inputs)
-
-
-def _subgraphs(gm: GraphModule) -> Iterator[GraphModule]:
-    """A graph and those its higher-order operators call, inner ones first, as Inductor visits them."""
-    return (each for each in reversed(list(gm.modules())) if isinstance(each, GraphModule))
-
-
-def _cast_as_eager(graph: Graph) -> None:
-    """The prim's own eager kernel gives a result that requires a gradient if its input does, also in inference (2.11 to 2.15)."""
-    for node in graph.find_nodes(op="call_function", target=torch.ops.prims.convert_element_type.default):
-        node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
 def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:

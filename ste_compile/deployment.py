@@ -26,7 +26,8 @@ from .inspection import record
 from .inspection.report import Report
 from .passes import cancel, levels, recognise
 from .passes.levels import Numerics
-from .passes.nodes import aten, prims, tensor
+from .passes.new_nodes import cast_as_eager
+from .passes.nodes import subgraphs, tensor
 from .passes.ops import ops
 from .passes.replace import drop_unused
 
@@ -134,12 +135,11 @@ def _copy(module: GraphModule) -> GraphModule:
 def _in_every_graph(module: GraphModule, numerics: Numerics) -> Report:
     """Rewrite the graph of a module, and those that its operators call (`torch.cond`), in place."""
     recorder = record.Recorder()
-    for each in [each for each in module.modules() if isinstance(each, GraphModule)]:
+    for each in subgraphs(module):
         _rewrite(each.graph, numerics, recorder)
         each.recompile()
-    whole, *called = recorder.report().graphs or (None,)
-    graphs = (*([whole] if whole else []), *(graph for graph in called if graph.sites))
-    return Report(numerics, str(torch.__version__), graphs)
+    graphs = recorder.report().graphs  # the last is the whole; of the others, those with sites are shown
+    return Report(numerics, str(torch.__version__), (*(each for each in graphs[:-1] if each.sites), *graphs[-1:]))
 
 
 def _rewrite(graph: Graph, numerics: Numerics, recorder: record.Recorder) -> None:
@@ -147,14 +147,11 @@ def _rewrite(graph: Graph, numerics: Numerics, recorder: record.Recorder) -> Non
     for node in [*graph.nodes][::-1]:
         if node not in dead:
             dead |= drop_unused(graph, node)
-    before = set(graph.nodes)
     known = record.begin(graph, numerics, (recorder,)) if _torch.can("reports") else None
     sites = recognise(graph, _with_gradient(graph))
     outcomes = cancel(graph, sites, numerics)
     _let_go(graph)
-    for node in graph.find_nodes(op="call_function", target=prims.convert_element_type.default):
-        if node not in before:  # an operator that other runtimes know
-            node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+    cast_as_eager(graph)
     graph.lint()
     if known:
         record.end(known, graph, sites, outcomes)

@@ -156,7 +156,7 @@ def test_sites_in_the_branches_of_a_condition(traced):
     program = exported(model, x)
     given = program.module() if traced else program
     rewritten, report = ste_compile.rewrite(given)
-    assert [site.action for site in report.sites] == ["cancelled"] and [len(graph.sites) for graph in report.graphs] == [0, 1]
+    assert [site.action for site in report.sites] == ["cancelled"] and [len(graph.sites) for graph in report.graphs] == [1, 0]
     assert ste_compile.rewrite(given)[1] == report
     run = rewritten if traced else rewritten.module()
     for each in (x, -x):

@@ -70,7 +70,7 @@ SUBGRAPHS = {
 def test_subgraphs(name, train):
     """Given a site in a branch, a loop body or a nested region, or a branch in a surrogate, it is found and keeps the promise.
 
-    Broken by: `_subgraphs` giving the outer graph alone; `surrogate` by the value negated in `replace_with_value`; seen to fail."""
+    Broken by: `subgraphs` giving the outer graph alone; `surrogate` by the value negated in `replace_with_value`; seen to fail."""
     fn, sites = SUBGRAPHS[name]
     assert_like_eager(fn, differentiable(tensors((4, 6), (4, 6), whole=True)), train=train, **sites)
 
