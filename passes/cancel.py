@@ -48,7 +48,7 @@ def cancel(
     sites = list(sites)
     before = {}
     if sites and LEVELS[numerics].removes:
-        _drop_assertions(graph)
+        drop_assertions(graph)
         before = effects(graph, all_of_it=not deferred)
     if before and not can_keep():
         return [Outcome(site.root, Reason.NO_EFFECTS.of()) for site in sites]
@@ -69,7 +69,7 @@ def _tried(failed: list[Exception], step: Callable[..., Any], *args: Any) -> Any
         failed.append(error)
 
 
-def _drop_assertions(graph: Graph) -> None:
+def drop_assertions(graph: Graph) -> None:
     """`torch.export` asserts, ahead of each cast, what it casts: it would keep a surrogate alive. It held of the fake values, and
     Inductor checks it no more than that (2.13)."""
     for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):

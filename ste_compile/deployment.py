@@ -11,20 +11,21 @@ result: a site that its level does not remove keeps the arithmetic that it has.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputSpec
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from . import _torch, trial
 from .hooks import report_failures
 from .inspection import record
 from .inspection.report import Report
 from .passes import cancel, levels, recognise
+from .passes.cancel import drop_assertions
 from .passes.levels import Numerics
 from .passes.new_nodes import cast_as_eager
 from .passes.nodes import subgraphs, tensor
@@ -77,7 +78,7 @@ def rewrite(program: Program, *, numerics: Numerics = "finite") -> tuple[Program
 
 
 def _exported(program: ExportedProgram, numerics: Numerics) -> tuple[ExportedProgram, Report]:
-    program = program.run_decompositions({})  # a new one, functional, its autocast and grad-mode regions written out
+    program = _functional(program)
     graph = program.graph_module.graph
     signature = program.graph_signature
     inputs = list(zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True))
@@ -93,20 +94,40 @@ def _exported(program: ExportedProgram, numerics: Numerics) -> tuple[ExportedPro
         graph.erase_node(node)
     names = {name for _, name in gone}
     results: Any = graph.output_node().args[0]
+    new = ExportGraphSignature(
+        [spec for spec in signature.input_specs if spec.kind not in STORED or spec.target not in names],
+        [_holding(spec, node) for spec, node in zip(signature.output_specs, results, strict=True)],
+    )
+    return _with_graph(program, program.graph_module, new, names), report
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """A new program of functional operators, with its autocast and grad-mode regions written out."""
+    module = _copy(program.graph_module)
+    for each in subgraphs(module):
+        drop_assertions(each.graph)  # those in an autocast region assert the dtypes outside of it (torch 2.13)
+        each.recompile()
+        if each is not module:  # run node by node, each hands its place in the source on
+            each.forward = Interpreter(each).run
+    functional: ExportedProgram = _with_graph(program, module, program.graph_signature).run_decompositions({})
+    return functional
+
+
+def _with_graph(
+    program: ExportedProgram, module: GraphModule, signature: ExportGraphSignature, gone: Container[Any] = ()
+) -> ExportedProgram:
+    """The program with another graph, without the stored tensors that are gone."""
     return ExportedProgram(
-        root=program.graph_module,
-        graph=graph,
-        graph_signature=ExportGraphSignature(
-            [spec for spec in signature.input_specs if spec.kind not in STORED or spec.target not in names],
-            [_holding(spec, node) for spec, node in zip(signature.output_specs, results, strict=True)],
-        ),
-        state_dict={name: held for name, held in program.state_dict.items() if name not in names},
+        root=module,
+        graph=module.graph,
+        graph_signature=signature,
+        state_dict={name: held for name, held in program.state_dict.items() if name not in gone},
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
-        constants={name: held for name, held in program.constants.items() if name not in names},
+        constants={name: held for name, held in program.constants.items() if name not in gone},
         verifiers=program.verifiers,
-    ), report
+    )
 
 
 def _holding(spec: OutputSpec, node: Any) -> OutputSpec:
@@ -129,6 +150,7 @@ def _copy(module: GraphModule) -> GraphModule:
     for name, called in copied.named_children():
         if isinstance(called, GraphModule):
             setattr(copied, name, _copy(called))
+    copied.meta.update(module.meta)
     return copied
 
 
