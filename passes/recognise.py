@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 
 from .arithmetic import Walk, holder, is_arithmetic, match_apart, match_order, rest, tree_of
 from .linear_form import Form, Term, addends, combine, source
-from .nodes import aten, behind, fake, is_backward, is_cast, is_made, is_marker, layers, leaves, mutates
+from .nodes import aten, behind, fake, is_backward, is_cast, is_copy, is_made, is_marker, layers, leaves, mutates
 from .operators import is_zero, operator_of
 from .outcomes import Reason, Site, Why
 from .values import Values, number_values
@@ -160,10 +160,10 @@ def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bo
 
 
 def _bare(node: Node) -> tuple[Node, bool, int]:
-    """A node without the negations and markers around it, whether it was negated, and how many markers there were."""
-    *around, inner = layers(node, is_marker, _negates)
+    """A node without the negations, copies and markers around it, whether it was negated, and how many markers there were."""
+    *around, inner = layers(node, is_marker, is_copy, _negates)
     markers = sum(map(is_marker, around))
-    return inner, (len(around) - markers) % 2 == 1, markers
+    return inner, sum(map(_negates, around)) % 2 == 1, markers
 
 
 def _negates(node: Node) -> bool:

@@ -133,12 +133,16 @@ NEGATED = (
     lambda h, s: h + (-s.detach() + s),
     lambda h, s: h - (-s - -s.detach()),
     lambda h, s: h + (torch.neg(-s) - s.detach()),
+    lambda h, s: h + ((n := -s) - n.clone().detach()),
+    lambda h, s: h + ((n := -s) - n.detach().clone()),
+    lambda h, s: h + (-(s.clone()) - (-s).detach()),
+    lambda h, s: h + (-s.detach().clone() + s),
 )
 
 
 @pytest.mark.parametrize("fn", NEGATED)
 def test_negations_on_both_sides_cancel(fn):
-    """Broken by: the count of signs in `_bare`; seen to fail."""
+    """Broken by: the count of signs in `_bare`, or its looking through no copies; seen to fail."""
     (site,) = sites(fn, 2)
     assert (site.needs, *names(site)) == ("finite", "h_1", ["s_1"])
 
