@@ -44,6 +44,15 @@ class Rewrites:
         held = [(_expression(known), node) for node in self.order if isinstance(known := node.meta.get("val"), torch.SymInt)]
         return dict(reversed(held))
 
+    @cached_property
+    def input_sizes(self) -> dict[Any, tuple[Node, int]]:
+        """Expression of a symbolic size -> the first input of the forward that has it, and its dimension. In an exported program
+        no node holds these sizes."""
+        nodes = self.graph.find_nodes(op="placeholder")
+        inputs = [node for node in nodes if tensor(node) is not None and not is_backward(node)]
+        sizes = [(_expression(size), (node, i)) for node in inputs for i, size in enumerate(fake(node).shape)]
+        return dict(reversed(sizes))
+
     def finish(self) -> set[Node]:
         """Let the graph return what stands for its results; returns the nodes dropped, which nobody reads now."""
         output = self.graph.output_node()
@@ -201,15 +210,14 @@ def _size(rewrites: Rewrites, root: Node, size: Any) -> Any:
     for node in held:
         if order[node] < order[root] and statically_known_true(node.meta["val"] == size):
             return node
-    for node in rewrites.graph.find_nodes(op="placeholder"):  # in exported programs no node holds the sizes of the inputs
-        shape = () if is_backward(node) or tensor(node) is None else fake(node).shape
-        for dimension, here in enumerate(shape):
-            if statically_known_true(here == size):
-                return emit(rewrites.graph, root, aten.sym_size.int, (node, dimension))
+    if where := rewrites.input_sizes.get(_expression(size)):
+        return emit(rewrites.graph, root, aten.sym_size.int, where)
     raise Refused(Reason.UNKNOWN_SIZE.of(size))
 
 
-def _expression(size: torch.SymInt) -> Any:
+def _expression(size: Any) -> Any:
+    if isinstance(size, int):
+        return size
     return getattr(size.node, "expr", size.node)  # the length of a jagged dimension has none, and is only equal to itself
 
 

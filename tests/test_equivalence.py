@@ -95,29 +95,21 @@ SAME_INPUTS = [s for s in SPELLINGS if s.name not in ("two_seeds", "two_surrogat
 def test_inductor(numerics, dtypes, grad):
     """Given all spellings in one model, when Inductor generates code, then each keeps the level's promise."""
 
-    def model(*args):
-        return [spelling.fn(*args[2 * i : 2 * i + 2]) for i, spelling in enumerate(SAME_INPUTS)]
+    def model(pairs):
+        return [spelling.fn(*pair) for spelling, pair in zip(SAME_INPUTS, pairs)]
 
     compiled = torch.compile(model, backend="ste", options={"numerics": numerics}, fullgraph=True)
     for kind in ("hard", "finite") if numerics == "exact" else ("finite",):
-        args = [a for i in range(len(SAME_INPUTS)) for a in _inputs(kind, DTYPES[dtypes], (37, 21), seed=i)]
-        results = []
-        for fn in (compiled, model):
-            leaves = [a.detach().clone().requires_grad_() for a in args]
-            with torch.set_grad_enabled(grad):
-                outs = fn(*leaves)
-            if grad:
-                torch.autograd.backward(outs, [torch.linspace(-2, 2, o.numel()).view(o.shape).to(o.dtype) for o in outs])
-            results.append((outs, [leaf.grad for leaf in leaves]))
-        for i, spelling in enumerate(SAME_INPUTS):
-            pair = slice(2 * i, 2 * i + 2)
+        args = [_inputs(kind, DTYPES[dtypes], (37, 21), seed=i) for i in range(len(SAME_INPUTS))]
+        with torch.set_grad_enabled(grad):
+            ours, eager = (_run_all(fn, args) for fn in (compiled, model))
+        for spelling, (out, grads), (want, want_grads), pair in zip(SAME_INPUTS, ours, eager, args, strict=True):
             # Gradients are Inductor's arithmetic, not a site's: held against eager's at the graph level, above.
-            ours, eager = ((outs[i].detach(), []) for outs, _ in results)
             try:
-                _check(spelling, numerics, ours, eager, args[pair])
+                _check(spelling, numerics, (out, []), (want, []), pair)
             except AssertionError as error:
                 raise AssertionError(f"{spelling.name}, {kind}: {error}") from None
-            for mine, theirs in zip(results[0][1][pair], results[1][1][pair]):
+            for mine, theirs in zip(grads, want_grads, strict=True):
                 assert (mine is None) == (theirs is None)
                 if mine is not None and kind == "finite":  # the bf16 casts among them round once more, or less, than eager's
                     torch.testing.assert_close(mine, theirs, rtol=0, atol=2**-7 * theirs.abs().max().item(), msg=spelling.name)
