@@ -1,4 +1,4 @@
-"""The command line: `python -m ste_compile explain FILE.py:callable`, `rewrite IN.pt2 OUT.pt2`, and `backends`."""
+"""The command line, `python -m ste_compile`: `run SCRIPT.py`, `explain FILE.py:callable`, `rewrite IN.pt2 OUT.pt2`, and more."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import difflib
 import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,46 @@ from . import __version__
 from .inspection.figures import mebibytes, plural
 from .inspection.progress import doing
 from .inspection.report import Report
+from .inspection.target import Wrong, load, once, show, unpacked
 from .passes.levels import DEFAULT, LEVELS
+from .script import end_like_python, execute
 
 EPILOG = """\
 examples:
+  python -m ste_compile run train.py --lr 0.1
+  python -m ste_compile run --numerics finite --report report.html -m package.train --lr 0.1
+  torchrun --nproc-per-node 2 -m ste_compile run train.py
   python -m ste_compile explain model.py:example
   python -m ste_compile explain model.py:example --numerics finite --html report.html
   python -m ste_compile explain model.py:example --json - | jq '.graphs[].sites[] | {file, line, action}'
   python -m ste_compile rewrite model.pt2 smaller.pt2 --numerics algebraic
   python -m ste_compile backends
 
-`example` is called without arguments and returns (model, args) or (model, args, kwargs):
+`run` executes a script as `python` would. Every `torch.compile` in it that goes to Inductor gets the passes. A table at its end
+goes to standard error, of rank 0 alone.
+
+`explain` calls `example` without arguments, which returns (model, args) or (model, args, kwargs):
 
   def example():
       return Model(), (torch.randn(8, 16),)
 
-exit codes: 0 done; 1 the model fails in eager, its traceback is shown; 2 wrong arguments; 3 the model runs, its compilation fails
+exit codes: 0 done; 1 the model fails in eager, its traceback is shown; 2 wrong arguments; 3 it runs, its compilation fails;
+of `run`, the script's own
 """
-
-
-class Wrong(Exception):
-    """A wrong argument; the message says which, what came, and what is allowed."""
+COMMANDS = "run | explain | rewrite | backends"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m ste_compile",
-        description="Inspect what ste-compile does to a model.",
+        description="Run a script with the passes, and inspect what they do to a model.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ste-compile {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="explain | rewrite | backends")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=COMMANDS)
+    run = _run_parser(commands)
     explain = commands.add_parser(
         "explain",
         help="compile a model once, forward and backward, and report every straight-through site",
@@ -68,13 +74,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if parsed.command == "backends":
         return _backends()
-    parser, run = (rewrite, _rewrite) if parsed.command == "rewrite" else (explain, _explain)
+    parser, command = {"run": (run, _run), "rewrite": (rewrite, _rewrite), "explain": (explain, _explain)}[parsed.command]
     try:
-        return run(parsed)
+        return command(parsed)
     except Wrong as wrong:
         parser.print_usage(sys.stderr)
         print(f"error: {wrong}", file=sys.stderr)
         return 2
+
+
+def _run_parser(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        usage="%(prog)s [-h] [--numerics L] [--report OUT] [--json OUT] (SCRIPT.py | -m MODULE) [ARGS ...]",
+        help="execute a training script as it is, with the passes in every torch.compile of it that goes to Inductor",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--numerics", choices=tuple(LEVELS), default=DEFAULT, help=f"the level (default: {DEFAULT})")
+    parser.add_argument("--report", "--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")
+    parser.add_argument("--json", metavar="OUT", type=Path, help="also write it as JSON")
+    parser.add_argument("-m", dest="as_module", action="store_true", help="what follows is a module's name, as after `python -m`")
+    parser.add_argument("target", metavar="SCRIPT.py", help="the script")
+    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if str(parsed.json) == "-":
+        raise Wrong("--json -: standard output is the script's; a file is allowed")
+    files = {path: text for path, text in ((parsed.report, Report.to_html), (parsed.json, Report.to_json)) if path}
+    _check_files(files, parsed.report)
+    if parsed.as_module:
+        try:
+            known = importlib.util.find_spec(parsed.target)
+        except (ModuleNotFoundError, ValueError):
+            known = None
+        if known is None:
+            raise Wrong(f"no module {parsed.target!r}")
+    elif not Path(parsed.target).is_file():
+        raise Wrong(f"no file {parsed.target!r}")
+    from . import _torch
+    from .run import Run
+
+    try:
+        _torch.check()
+        _torch.check(_torch.RUN)
+    except RuntimeError as error:
+        raise Wrong(str(error)) from None
+    end_like_python()
+    Run(parsed.numerics, files).start()
+    execute(parsed.target, parsed.arguments, as_module=parsed.as_module)
+    return 0
 
 
 def _backends() -> int:
@@ -116,31 +167,36 @@ def _check_folder(path: str | Path) -> None:
         raise Wrong(f"the folder of {str(path)!r} does not exist")
 
 
-def _explain(parsed: argparse.Namespace) -> int:
-    for option in (parsed.html, Path(parsed.json) if parsed.json not in (None, "-") else None):
-        if option is not None:
-            _check_folder(option)
-    if parsed.html:
-        try:  # now, and not after minutes of compiling
+def _check_files(paths: Iterable[Path], page: Path | None) -> None:
+    """Now, and not after minutes of compiling."""
+    for path in paths:
+        _check_folder(path)
+    if page:
+        try:
             Report("", "", ()).to_html()
         except ModuleNotFoundError as error:
-            raise Wrong(f"--html: {error}") from None
-    make = _load(parsed.target)
+            raise Wrong(str(error)) from None
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    json = Path(parsed.json) if parsed.json not in (None, "-") else None
+    _check_files(filter(None, (parsed.html, json)), parsed.html)
+    make = load(parsed.target)
     try:
         with doing("running the model in eager"):
-            model, args, kwargs = _unpacked(make(), parsed.target)
-            _once(model, args, kwargs)
+            model, args, kwargs = unpacked(make(), parsed.target)
+            once(model, args, kwargs)
     except Wrong:
         raise
     except Exception as error:
-        _show(error, "the model fails in eager:")
+        show(error, "the model fails in eager:")
         return 1
     from .inspection.explain import explain
 
     try:
         report = explain(model, *args, numerics=parsed.numerics, **kwargs)
     except Exception as error:
-        _show(error, "the model runs in eager, and its compilation fails:")
+        show(error, "the model runs in eager, and its compilation fails:")
         return 3
     if parsed.json == "-":
         print(report.to_json())
@@ -154,59 +210,6 @@ def _explain(parsed: argparse.Namespace) -> int:
         report.to_html(parsed.html)
         print(f"wrote {parsed.html}", file=sys.stderr)
     return 0
-
-
-def _load(target: str) -> Callable[[], Any]:
-    file, separator, name = target.rpartition(":")
-    if not separator or not file or not name:
-        raise Wrong(f"{target!r} is not FILE.py:callable")
-    path = Path(file)
-    if not path.is_file():
-        raise Wrong(f"no file {file!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise Wrong(f"{file!r} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.absolute().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        _show(error, f"{file} fails when it is imported:")
-        raise SystemExit(1) from None
-    made: Any = getattr(module, name, None)
-    if not callable(made):
-        names = sorted(n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__)
-        raise Wrong(f"{file!r} has no callable {name!r}; its functions: {', '.join(names) or 'none'}")
-    return made  # type: ignore[no-any-return]
-
-
-def _unpacked(made: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    parts = (*made, {}) if isinstance(made, tuple) and len(made) == 2 else made
-    allowed = "allowed: (model, args) or (model, args, kwargs), args a tuple or list, kwargs a dict"
-    if not isinstance(parts, tuple) or len(parts) != 3 or not callable(parts[0]):
-        shape = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
-        raise Wrong(f"{target} returned {shape}; {allowed}")
-    model, args, kwargs = parts
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
-        raise Wrong(f"{target} returned args of type {type(args).__name__}, kwargs of type {type(kwargs).__name__}; {allowed}")
-    return model, tuple(args), kwargs
-
-
-def _once(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    from .inspection.explain import kept
-
-    with kept(model, args, kwargs):
-        model(*args, **kwargs)
-
-
-def _show(error: Exception, heading: str) -> None:
-    """The traceback as the user's own program would have printed it, without our frames."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, "<frozen importlib._bootstrap>"):
-        trace = trace.tb_next
-    print(heading, file=sys.stderr)
-    traceback.print_exception(type(error), error, trace, file=sys.stderr)
 
 
 def _diff(report: Report) -> str:

@@ -170,7 +170,7 @@ class PostGradPass(_torch.CustomGraphPass):
 def _uuid() -> bytes | None:
     """A hash of everything that decides what the passes do to a graph. None where somebody watches them: it keeps the graph out
     of the caches, since no pass runs on a graph that comes from one."""
-    if record.watchers(dump.recorders()):
+    if not all(recorder.with_caches for recorder in record.watchers(dump.recorders())):
         return None
     return _identity()
 

@@ -50,6 +50,12 @@ def inductor_options(
     return merged
 
 
+def passes_of(options: Mapping[str, Any] | None) -> Chain | None:
+    """The joint passes in options of Inductor, or else in its config, where this package's is among them; else None."""
+    found = [*_flatten((options or {}).get(JOINT, getattr(_torch.inductor_config, JOINT)))]
+    return Chain(found) if any(isinstance(each, JointPass) for each in found) else None
+
+
 def check_deferred(deferred: Any) -> bool:
     if not isinstance(deferred, bool):
         raise TypeError(f"deferred must be True or False, got {deferred!r}")

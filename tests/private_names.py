@@ -5,7 +5,9 @@ Run in a process that has not imported the package yet. `NAME` is what `ste_comp
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
 import warnings
 from typing import Any
@@ -75,9 +77,10 @@ class Model(nn.Module):
 
 def outcome(name: str, what: str) -> tuple[str, list[str]]:
     """The error there was ("" for none), and this package's warnings, when without `name` a model is compiled by the backend
-    `what`, trained and run; or a function is given to "explain" or "assert_equivalent"."""
+    `what`, trained and run; or a function is given to "explain" or "assert_equivalent", or a script to "run"."""
     hide(name)
     import ste_compile
+    from ste_compile.__main__ import main
 
     torch._inductor.config.fx_graph_cache = torch._functorch.config.enable_autograd_cache = False
     torch.manual_seed(0)
@@ -87,6 +90,10 @@ def outcome(name: str, what: str) -> tuple[str, list[str]]:
         try:
             if what == "explain":
                 assert len(ste_compile.explain(ste_compile.ste_forward, x, x).sites) == 1
+            elif what == "run":
+                with contextlib.redirect_stderr(io.StringIO()) as printed:
+                    assert main(["run", __file__]) == 2
+                raise RuntimeError(printed.getvalue())
             elif what == "assert_equivalent":
                 ste_compile.testing.assert_equivalent(ste_compile.ste_forward, x, x)
             else:

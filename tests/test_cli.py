@@ -89,7 +89,14 @@ def test_json_on_standard_output_is_json_alone(cli):
         (["explain", "broken.py:example"], 1, "broken.py fails when it is imported:\nTraceback (most recent call last):\n  File"),
         (["explain", "model.py:wrong_shape"], 1, "mat1 and mat2 shapes cannot be multiplied"),
         (["explain", "model.py:not_compilable"], 3, "the model runs in eager, and its compilation fails:"),
-        ([], 2, "explain | rewrite | backends"),
+        (["run", "nowhere.py"], 2, "no file 'nowhere.py'"),
+        (["run", "-m", "nowhere"], 2, "no module 'nowhere'"),
+        (["run", "-m", "no.where"], 2, "no module 'no.where'"),
+        (["run", "--numerics", "fast", "model.py"], 2, "invalid choice: 'fast'"),
+        (["run", "--report", "no/such/out.html", "model.py"], 2, "the folder of 'no/such/out.html' does not exist"),
+        (["run", "--json", "-", "model.py"], 2, "--json -: standard output is the script's; a file is allowed"),
+        (["run"], 2, "the following arguments are required: SCRIPT.py"),
+        ([], 2, "run | explain | rewrite | backends"),
     ),
 )
 def test_a_mistake_gets_its_own_message_and_exit_code(cli, tmp_path, monkeypatch, capsys, arguments, code, message):

@@ -409,9 +409,9 @@ def test_a_big_report_stays_usable(visit):
     """Given 2,000 nodes in three graphs and 200 sites, when the page is opened, filtered and jumped in, then it stays small and quick.
 
     Measured: 3.8 MiB, 1.5 s to write, 0.7 s to load, 50 ms to filter. The limits are a few times that, for slow machines."""
-    began = time.perf_counter()
+    began = time.process_time()  # its own: other processes may run
     html = big().to_html()
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert len(html.encode()) < 5e6
 
     began = time.perf_counter()

@@ -113,10 +113,17 @@ def test_without_a_name_that_testing_needs_there_is_one_error(without, name):
     assert f"which lacks a private name: {name.replace(':', '.')}" in error
 
 
+@pytest.mark.parametrize("name", _torch.RUN)
+def test_without_a_name_that_run_needs_the_script_is_not_executed(without, name):
+    error, _ = without(name, "run")
+    assert f"which lacks a private name: {name.replace(':', '.')}" in error
+
+
 def test_every_private_name_is_on_a_list():
     """Breaks if a function of `_torch` imports a private name that nothing asks for first."""
     listed = {
-        name.split(".", 1)[0] if ":" not in name else name.replace("()", "") for name in (*CORE, *FEATURES, *_torch.TESTING)
+        name.split(".", 1)[0] if ":" not in name else name.replace("()", "")
+        for name in (*CORE, *FEATURES, *_torch.TESTING, *_torch.RUN)
     }
     firsts = {f"{module}:{path.split('.')[0]}" for module, path in (name.split(":") for name in listed)}
     used = {
@@ -129,14 +136,14 @@ def test_every_private_name_is_on_a_list():
         for alias in node.names
     }
     # Modules whose names are on a list; an empty answer without it; and the trials', which are skipped where they do not work.
-    modules = {"torch._inductor:ir", "torch._dynamo:utils"}
+    modules = {"torch._inductor:compile_fx", "torch._inductor:ir", "torch._dynamo:utils"}
     trials = {"torch._subclasses.fake_tensor:FakeTensorMode", "torch._inductor.debug:DebugContext"}
     assert used - firsts - modules - trials == set()
 
 
 def test_every_name_is_there():
     """Breaks if a name in the lists is misspelt, or has moved in this torch."""
-    _torch.check((*_torch.SETTINGS, *_torch.INDUCTOR, *_torch.TESTING))
+    _torch.check((*_torch.SETTINGS, *_torch.INDUCTOR, *_torch.TESTING, *_torch.RUN))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(map(_torch.can, _torch.FEATURES))

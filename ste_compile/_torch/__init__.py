@@ -11,6 +11,7 @@ aot          AOTAutograd's joint graphs, its partitioner, the context of a compi
 lowering     what the lowerings of this package's operators need of Inductor
 scheduling   Inductor's layouts, kernels, and their order
 logs         graph breaks, and the artifacts of TORCH_TRACE
+run          for `python -m ste_compile run`
 testing      for `ste_compile.testing` and `ste_compile.trial`
 cuda_code    the code for a GPU that is not there, and
 pretended_cuda   what is asked of it: for `ste_compile.testing.gpu`, which alone imports them
@@ -46,7 +47,8 @@ from .lowering import (
     settled,
     stores_narrowed,
 )
-from .names import FEATURES, INDUCTOR, NEWEST, OLDEST, SETTINGS, TESTING, can, check, failed
+from .names import FEATURES, INDUCTOR, NEWEST, OLDEST, RUN, SETTINGS, TESTING, can, check, failed
+from .run import compiled_by, inductor_cache
 from .scheduling import POST_FUSION, Kernel, channels_last, kernels, run_after
 from .testing import compiling_alone, fake_inputs, joint_graph, lower
 
@@ -58,6 +60,7 @@ __all__ = [
     "OLDEST",
     "POST_FUSION",
     "ROUNDS_ON_REQUEST",
+    "RUN",
     "SETTINGS",
     "TESTING",
     "CustomGraphPass",
@@ -74,6 +77,7 @@ __all__ = [
     "compilation",
     "compile_id",
     "compiled_apart",
+    "compiled_by",
     "compiling_alone",
     "context",
     "cut_indices",
@@ -84,6 +88,7 @@ __all__ = [
     "forward_outputs",
     "gradient_switches",
     "graph_break_reason",
+    "inductor_cache",
     "inductor_config",
     "inductor_ir",
     "is_stored",

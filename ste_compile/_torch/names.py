@@ -57,6 +57,13 @@ TESTING = (
     "torch._inductor.config:fx_graph_cache",
     "torch.utils._python_dispatch:TorchDispatchMode",
 )
+# What `python -m ste_compile run` needs besides.
+RUN = (
+    "torch._inductor.compile_fx:compile_fx",
+    "torch._inductor.config:force_disable_caches",
+    "torch._inductor.config:fx_graph_cache",
+    "torch._inductor.runtime.cache_dir_utils:cache_dir",
+)
 # feature -> (what happens without it, what it needs)
 FEATURES = {
     "regions": (

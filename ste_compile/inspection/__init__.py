@@ -18,13 +18,16 @@ The result, plain data:
 report          `Report` and its parts, to and from JSON
 figures         amounts of work and memory, and how they are said
 text            `print(report)`; tables with rich, and plain lines without
+summary         the same for `run`: one row for each line of code
 page            `report.to_html()`: page.html.j2, page.css and page.js; needs pygments
 drawing         the drawing in it of what is around a site
 
 For the user, called by `ste_compile.explain` and the command line:
 
 explain         compiles a model with the passes and without, and measures what each site frees
+target          what the command line's `explain` names, loaded
 progress        a line on the terminal meanwhile
+kept            what was found, beside Inductor's caches, for a run that they serve
 
 `text` and `page` are imported when they are needed: what they need is the extra `ste-compile[report]`, and slow to import.
 """

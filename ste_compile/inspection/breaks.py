@@ -1,6 +1,6 @@
 """Where Dynamo stopped, why, and what runs in eager for it. Without it a model that is not compiled looks like one without sites.
 
-graph_breaks    all breaks of what is compiled in a block, read off three places:
+graph_breaks    all breaks of what is compiled in a block so far, read off three places:
                     each break        the log that TORCH_LOGS=graph_breaks prints: a place and a reason
                     a skipped frame   Dynamo's metrics of the compilation: the function that it gave up
                     a skipped rest    the reasons of breaks after which Dynamo did not resume
@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from .. import _torch
 from .report import Break
@@ -36,33 +37,44 @@ def break_before(stack: Sequence[Frame]) -> Break | None:
 
 
 @contextlib.contextmanager
-def graph_breaks() -> Iterator[list[Break]]:
-    """A list that holds, after the block, each break of what Dynamo compiled in it."""
-    found: dict[tuple[str, int], Break] = {}
-    breaks: list[Break] = []
+def graph_breaks() -> Iterator[Callable[[], tuple[Break, ...]]]:
+    """Inside the block and after it, a function that returns each break so far of what Dynamo compiled in the block."""
     if not _torch.can("breaks"):
-        yield breaks
+        yield tuple
         return
+    found: dict[tuple[str, int], Break] = {}
     utils = _torch.dynamo_utils()
     limit = utils._compilation_metrics.maxlen or 0
     utils.set_compilation_metrics_limit(1 << 20)  # it keeps the last 64 (2.11 to 2.15)
     metrics, reasons = len(utils.get_compilation_metrics()), len(utils.graph_break_reasons)
+    ended = False
+
+    def so_far() -> tuple[Break, ...]:
+        if not ended:
+            _read(utils.graph_break_reasons[reasons:], utils.get_compilation_metrics()[metrics:], found)
+        return tuple(found.values())
+
     try:
         with _logged(found):
-            yield breaks
+            yield so_far
     finally:
-        for stop in utils.graph_break_reasons[reasons:]:
-            if stop.reason == "step_unsupported" and stop.user_stack:  # Dynamo's word for a break after which it does not resume
-                frame = stop.user_stack[-1]
-                _add(found, frame.filename, frame.lineno or 0, "", _function(frame.name, rest=True))
-        for tried in utils.get_compilation_metrics()[metrics:]:
-            if tried.fail_type:
-                file, line = tried.fail_user_frame_filename, tried.fail_user_frame_lineno
-                if not file:
-                    file, line = tried.co_filename, tried.co_firstlineno
-                _add(found, file or "", line or 0, tried.fail_reason or "", _function(tried.co_name or "a frame"))
+        so_far()
+        ended = True
         utils.set_compilation_metrics_limit(limit)
-        breaks += found.values()
+
+
+def _read(reasons: Sequence[Any], metrics: Sequence[Any], found: dict[tuple[str, int], Break]) -> None:
+    """Frames that Dynamo gave up, and the rest of those that it did not resume."""
+    for stop in reasons:
+        if stop.reason == "step_unsupported" and stop.user_stack:  # Dynamo's word for a break after which it does not resume
+            frame = stop.user_stack[-1]
+            _add(found, frame.filename, frame.lineno or 0, "", _function(frame.name, rest=True))
+    for tried in metrics:
+        if tried.fail_type:
+            file, line = tried.fail_user_frame_filename, tried.fail_user_frame_lineno
+            if not file:
+                file, line = tried.co_filename, tried.co_firstlineno
+            _add(found, file or "", line or 0, tried.fail_reason or "", _function(tried.co_name or "a frame"))
 
 
 def _add(found: dict[tuple[str, int], Break], file: str, line: int, reason: str, eager: str = "") -> None:

@@ -165,7 +165,9 @@ def notes(
         found.append(f"numerics={site.needs!r} would free {frees}")
     for each in dict.fromkeys(read) if started_by else ():
         if each in foreign and stays.isdisjoint(each.users):
-            found.append(f"{each.name} comes from outside this graph: {started_by}; nothing upstream of it can be freed")
+            found.append(
+                f"{each.name} comes from outside this graph: {str(started_by).rstrip('.')}; nothing upstream of it can be freed"
+            )
     for each in dict.fromkeys((*site.surrogates, *read)):
         if is_collective(each) and each in stays and stays.isdisjoint(each.users):  # it stays, and for nobody else
             found.append(f"{each.name} is a collective: every rank runs it, and what it needs, in the forward")

@@ -78,7 +78,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
     with doing("counting what each site frees"):
         stock.finish()
-        return replace(recorder.report(), numerics=numerics, breaks=tuple(breaks))
+        return replace(recorder.report(), numerics=numerics, breaks=breaks())
 
 
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -31,16 +31,24 @@ log = logging.getLogger("ste_compile")
 
 _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders", default=())
 # Which inputs of the graph from Dynamo are parameters, and which come from a part that DDPOptimizer cut off.
-_inputs: ContextVar[tuple[frozenset[int], frozenset[int]]] = ContextVar("ste_compile_inputs", default=(frozenset(), frozenset()))
+_inputs: ContextVar[tuple[frozenset[int], frozenset[int]] | None] = ContextVar("ste_compile_inputs", default=None)
 
 
 class Recorder:
     """Collects the records of what is compiled inside `recording`. With `changed`, it collects none, and has that called with a
-    record each time there is more in it. Records hold their graphs as text where `graphs`, and as Python code where `code`."""
+    record each time there is more in it. Records hold their graphs as text where `graphs`, and as Python code where `code`. What
+    is compiled goes past Inductor's caches unless `with_caches`: no pass runs on a graph that comes from there."""
 
-    def __init__(self, changed: Callable[[Record], None] | None = None, *, graphs: bool = True, code: bool = False) -> None:
+    def __init__(
+        self,
+        changed: Callable[[Record], None] | None = None,
+        *,
+        graphs: bool = True,
+        code: bool = False,
+        with_caches: bool = False,
+    ) -> None:
         self.records: list[Record] = []
-        self.changed, self.graphs, self.code = changed, graphs, code
+        self.changed, self.graphs, self.code, self.with_caches = changed, graphs, code, with_caches
 
     def sites(self) -> tuple[report.Site, ...]:
         """The sites found so far."""
@@ -73,6 +81,11 @@ def compiling(gm: GraphModule, recorders: Sequence[Recorder] = ()) -> Iterator[N
             yield
     finally:
         _inputs.reset(token)
+
+
+def under_way() -> bool:
+    """Whether one of this package's backends is compiling a graph from Dynamo."""
+    return _inputs.get() is not None
 
 
 @contextlib.contextmanager
@@ -120,7 +133,7 @@ def end(record: Record, graph: Graph, sites: Sequence[Site], outcomes: Sequence[
     record.stacks = tuple(source.frames(site.root) for site in record.sites)
     record.copied.clear()  # or the graph itself would live as long as its copy
     record.outcomes = dict(enumerate(outcomes))
-    parameters, cut = _inputs.get()
+    parameters, cut = _inputs.get() or (frozenset(), frozenset())
     record.started_by = next(filter(None, map(break_before, record.stacks)), CUT if cut else None)
     cancelled = {index for index, outcome in record.outcomes.items() if outcome.action == "cancelled"}
     inputs = record.graph.find_nodes(op="placeholder")

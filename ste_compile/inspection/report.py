@@ -122,7 +122,8 @@ class View:
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph captured by Dynamo; `name` is its compile id. `started_by` is the graph break it goes on after, if any."""
+    """One graph captured by Dynamo; `name` is its compile id. `started_by` is the graph break it goes on after, if any. Where a
+    compile cache served it (`python -m ste_compile run`), the rest was found when it was compiled, by another process perhaps."""
 
     name: str
     training: bool
@@ -131,6 +132,7 @@ class Graph:
     parts: tuple[Part, ...] = ()
     views: tuple[View, ...] = ()
     started_by: Break | None = None
+    from_cache: bool = False
 
     def freed(self) -> Figures:
         """What the forward has less than stock's; where that was not measured, what the cancelled sites free, added up."""

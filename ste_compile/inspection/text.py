@@ -27,7 +27,11 @@ class Table(NamedTuple):
 
 def render(report: Report) -> str:
     """The text of `print(report)`: for each graph its sites and why, then what is compiled of it, beside stock."""
-    blocks = _blocks(report)
+    return layout(_blocks(report))
+
+
+def layout(blocks: Iterator[str | Table]) -> str:
+    """Paragraphs and tables as text."""
     lines = _drawn(blocks) if importlib.util.find_spec("rich") else _plain(blocks)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -42,7 +46,8 @@ def _blocks(report: Report) -> Iterator[str | Table]:
     for graph in report.graphs:
         yield ""
         kind = "training" if graph.training else "inference"
-        yield f"graph {graph.name or '(no id)'}, {kind}: {plural(len(graph.sites), 'site')}"
+        cached = ", from a compile cache" if graph.from_cache else ""
+        yield f"graph {graph.name or '(no id)'}, {kind}{cached}: {plural(len(graph.sites), 'site')}"
         if graph.started_by:
             yield f"after a {graph.started_by}"
         if graph.sites:
