@@ -140,12 +140,17 @@ def _holding(node: Any) -> Any:
     return behind(node, is_marker, is_copy, is_rounded)
 
 
+def _computed(node: Any) -> Any:
+    """The same, behind views too: Inductor renames a view, merges some and drops others (2.11 to 2.15), and none computes."""
+    return behind(node, is_marker, is_copy, is_rounded, is_view)
+
+
 def _inputs(node: Node) -> list[Node]:
     return [argument for argument in node.args if isinstance(argument, Node)]
 
 
 def _shape(node: Node, tree: set[Node], known: dict[Node, Shape]) -> Shape:
-    node = _holding(node)
+    node = _computed(node)
     if node not in known:
         known[node] = (node.target, [_shape(a, tree, known) for a in _inputs(node)]) if node in tree else None
     return known[node]
@@ -162,7 +167,7 @@ def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
     stack = [(root, shape)]
     while stack:
         node, shape = stack.pop()
-        node = _holding(node)
+        node = _computed(node)
         if shape is None or node in interior:
             continue
         target, below = shape

@@ -71,6 +71,11 @@ def negated_product(host, a, g):
     return (host + surrogate) - surrogate.detach()
 
 
+def viewed_zero(host, a, g):
+    surrogate = a * g
+    return host + (surrogate.view(-1, 64) - surrogate.view(-1, 64).detach()).view(-1)
+
+
 def read_by_another(x, a, g):
     surrogate = a * g
     value = surrogate + (a - surrogate).detach()
@@ -81,12 +86,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (
         seed, host, product_plus, dequantised, both_products, two_surrogates, leaf_last, scaled_zero, scaled_difference, number,
-        product_of_sites, broadcast, negated_product, read_by_another,
+        product_of_sites, broadcast, negated_product, viewed_zero,
+        read_by_another,
     )
 }  # fmt: skip
 # name -> the value that an estimator stands for, where its surrogate is computed (an input has no gradient here: it is none)
 VALUES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("seed", "product_plus", "two_surrogates", "scaled_zero", "negated_product"), lambda first, *rest: first),
+    **dict.fromkeys(
+        ("seed", "product_plus", "two_surrogates", "scaled_zero", "negated_product", "viewed_zero"), lambda first, *rest: first
+    ),
     "host": lambda a, g, seed: a * g,
     "both_products": lambda a, g, codes, scale: codes * scale,
     "number": lambda a, g: torch.full_like(a, 0.25),
