@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,17 @@ def compile_with(
     """Stock Inductor with `options`, checked as `torch.compile` checks them."""
     inductor = _torch.InductorBackend(None, None, None)
     inductor.apply_options(dict(options))
-    guarded(mark, gm)
-    with record.compiling(gm, recorders):
+    with from_dynamo(gm, recorders):
         compiled: Callable[..., Any] = inductor(gm, example_inputs)
     return compiled
+
+
+@contextlib.contextmanager
+def from_dynamo(gm: GraphModule, recorders: Sequence[record.Recorder] = ()) -> Iterator[None]:
+    """Around the compilation of a graph from Dynamo: what that graph alone shows is marked, and told to `recorders`."""
+    guarded(mark, gm)
+    with record.compiling(gm, recorders):
+        yield
 
 
 def backend(*, numerics: Numerics = "exact") -> Backend:
@@ -140,8 +148,7 @@ def ste_aot_eager(
     run = _torch.aot_autograd(
         fw_compiler=compiled, inference_compiler=inference, partition_fn=partition, keep_inference_input_mutations=True
     )
-    guarded(mark, gm)
-    with record.compiling(gm, recorders):
+    with from_dynamo(gm, recorders):
         return run(gm, example_inputs)
 
 

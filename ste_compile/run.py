@@ -25,13 +25,13 @@ import torch
 from torch.fx import GraphModule
 
 from . import _torch
+from .backends import from_dynamo
 from .hooks import guarded
 from .inspection import kept, record, summary
 from .inspection.breaks import graph_breaks
 from .inspection.graph_record import Record
 from .inspection.progress import doing
 from .inspection.report import Graph, Report
-from .marking import mark
 from .options import inductor_options, passes_of
 from .passes.levels import Numerics
 
@@ -67,9 +67,8 @@ class Run:
                 os.register_at_fork(after_in_child=self._forked)
 
     def report(self) -> Report:
-        graphs = tuple(graph for graphs in list(self.found.values()) for graph in graphs)
-        numerics = ", ".join(dict.fromkeys(graph.numerics for graph in graphs)) or self.numerics
-        return Report(numerics, str(torch.__version__), graphs, breaks=self._breaks())
+        report = Report.of((graph for graphs in list(self.found.values()) for graph in graphs), self._breaks())
+        return report if report.graphs else replace(report, numerics=self.numerics)
 
     def end(self, why: str = "") -> None:
         """Print the table and write the files. Nothing in a process that the script forked."""
@@ -120,8 +119,7 @@ class Run:
                 given = kwargs.get("config_patches")
                 if not (record.under_way() or passes_of(given)):  # else the script asks for the passes itself
                     kwargs["config_patches"] = given = inductor_options(numerics=self.numerics, options=given)
-                    guarded(mark, gm)
-                    stack.enter_context(record.compiling(gm))
+                    stack.enter_context(from_dynamo(gm))
                 guarded(seen.begin, gm, inputs, given)
                 compiled = stock(gm, inputs, *args, **kwargs)
         finally:
@@ -137,9 +135,9 @@ class Run:
             self._write()
 
     def _write(self) -> None:
-        started = time.monotonic()
+        started, report = time.monotonic(), self.report()
         for path, to_text in self.files.items():
-            kept.write(path, to_text(self.report()))
+            kept.write(path, to_text(report))
         self._written = time.monotonic(), time.monotonic() - started
 
 

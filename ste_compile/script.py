@@ -72,8 +72,14 @@ def _hide_own_frames() -> None:
     own = str(Path(__file__).parent)
 
     def without_own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        while trace is not None and trace.tb_frame.f_code.co_filename.startswith((own, "<frozen runpy>")):
-            trace = trace.tb_next
+        trace = below(trace, own, "<frozen runpy>")
         shown(kind, error.with_traceback(trace), trace)
 
     sys.excepthook = without_own_frames
+
+
+def below(trace: TracebackType | None, *files: str) -> TracebackType | None:
+    """A traceback without the frames at its top whose file's name begins with one of `files`."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(files):
+        trace = trace.tb_next
+    return trace

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from .graph_record import Record
@@ -49,7 +48,7 @@ def _recorder(directory: Path) -> Recorder:
         folder = folders[record.id]
         for name, code in record.code.items():
             (folder / f"{name}.py").write_text(code, encoding="utf-8")
-        report = Report(record.numerics, str(torch.__version__), (record.describe(),))
+        report = Report.of([record.describe()])
         for name, to_text in FORMATS.items():
             try:
                 (folder / name).write_text(to_text(report), encoding="utf-8")

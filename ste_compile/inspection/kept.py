@@ -39,10 +39,9 @@ def key_of(gm: GraphModule, inputs: Sequence[Any], *more: Any) -> str:
 
 def keep(cache: Path, key: str, graphs: Sequence[Graph]) -> None:
     """Write what was found, in the place of what was found before."""
-    report = Report(", ".join(dict.fromkeys(graph.numerics for graph in graphs)), str(torch.__version__), tuple(graphs))
     path = _path(cache, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, report.to_json())
+    write(path, Report.of(graphs).to_json())
 
 
 def load(cache: Path, key: str) -> tuple[Graph, ...] | None:

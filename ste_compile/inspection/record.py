@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .. import _torch
@@ -56,8 +55,7 @@ class Recorder:
 
     def report(self) -> report.Report:
         """What has been compiled so far."""
-        numerics = ", ".join(dict.fromkeys(record.numerics for record in self.records))
-        return report.Report(numerics, str(torch.__version__), tuple(record.describe() for record in self.records))
+        return report.Report.of(record.describe() for record in self.records)
 
 
 @contextlib.contextmanager

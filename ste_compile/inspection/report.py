@@ -15,9 +15,12 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .figures import NOT_MEASURED, NOTHING, Figures
 from .source import Frame
@@ -166,6 +169,12 @@ class Report:
     graphs: tuple[Graph, ...]
     schema: int = SCHEMA
     breaks: tuple[Break, ...] = ()
+
+    @classmethod
+    def of(cls, graphs: Iterable[Graph], breaks: tuple[Break, ...] = ()) -> Report:
+        """The report of graphs that this torch compiled; its `numerics` names their levels."""
+        graphs = tuple(graphs)
+        return cls(", ".join(dict.fromkeys(graph.numerics for graph in graphs)), str(torch.__version__), graphs, breaks=breaks)
 
     @property
     def sites(self) -> tuple[Site, ...]:

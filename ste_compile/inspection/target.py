@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..script import below
+
 MAIN = str(Path(__file__).parents[1] / "__main__.py")
 
 
@@ -63,8 +65,6 @@ def once(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def show(error: Exception, heading: str) -> None:
     """The traceback as the user's own program would have printed it, without our frames."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, MAIN, "<frozen importlib._bootstrap>"):
-        trace = trace.tb_next
+    trace = below(error.__traceback__, __file__, MAIN, "<frozen importlib._bootstrap>")
     print(heading, file=sys.stderr)
     traceback.print_exception(type(error), error, trace, file=sys.stderr)
