@@ -40,7 +40,7 @@ from benchmark_results import SEEDED, Row, draw, goals, grouped, table
 from compare import LEVELS, check, counted
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from workloads import WORK, Size
+from workloads import WORK, Size, size_of
 
 SHORTEST = 0.3  # seconds of a round: one of fast work is run again until it lasts as long, as it is more easily disturbed
 
@@ -60,7 +60,7 @@ def row(key: Key, contestant: Contestant, others: dict[str, Contestant]) -> Row:
     return result | {"saved": contestant.saved, "peak": contestant.peak}
 
 
-def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -> list[Row]:
+def measure(key: Key, size: Size, rounds: int, warm: bool, counts: bool, progress: Progress) -> list[Row]:
     """The rows of all contestants on one work."""
     names = CONTESTANTS if WORK[key[0]].alone else CONTESTANTS[:-1]
     label = " ".join(str(part) for part in key if part not in ("-", 0))
@@ -75,9 +75,10 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -
                 seconds[name] = process.submit(cold, key, size, name, folder / str(i)).result()
             shutil.copytree(folder / str(i), folder / "all", dirs_exist_ok=True)  # to compile the same again without C++
             progress.advance(task)
-        stack.enter_context(cache(folder / "all"))
+        own = os.environ.get("TORCHINDUCTOR_CACHE_DIR") if warm else None
+        stack.enter_context(cache(Path(own) if own else folder / "all"))
         torch.compiler.reset()
-        contestants = contestants_of(key, size, names)
+        contestants = contestants_of(key, size, names, warm)
         for contestant in contestants:
             progress.update(task, description=f"{label}: compile {contestant.name}")
             contestant.first()
@@ -92,7 +93,7 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, progress: Progress) -
             race(contestants, turn)
             progress.advance(task)
         rows = {contestant.name: row(key, contestant, by_name) for contestant in contestants}
-        for name in names[2:]:
+        for name in names[2:] if counts else ():
             progress.update(task, description=f"{label}: count kernels of {name}")
             ours, plain = counted(by_name[name], by_name[name].inputs, name if name in LEVELS else "exact")
             rows[name] |= ours if name in LEVELS else plain
@@ -114,7 +115,12 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=30, help="steps of each contestant, at least 2; of fast work more (default: 30)"
     )
-    parser.add_argument("--warm", action="store_true", help="no compile times: the contestants share one cache, which is faster")
+    parser.add_argument(
+        "--warm", action="store_true", help="no compile times, which is faster: one cache for all, TORCHINDUCTOR_CACHE_DIR if set"
+    )
+    parser.add_argument(
+        "--no-counts", action="store_true", help="of kernels and bytes, for which each level is compiled once more"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, those so far after each work")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw saved bytes and step time against the number of seeds")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="show results written by --json, run nothing")
@@ -152,24 +158,25 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 def written(results: dict[str, Any]) -> str:
     """JSON, a line each contestant."""
-    rows = ",\n".join(map(json.dumps, results["rows"]))
-    return f'{{"meta": {json.dumps(results["meta"])}, "rows": [\n{rows}\n]}}\n'
+    rows, others = ",\n".join(map(json.dumps, results["rows"])), {key: results[key] for key in results if key != "rows"}
+    return f'{json.dumps(others)[:-1]}, "rows": [\n{rows}\n]}}\n'
 
 
-def run(chosen: argparse.Namespace, size: Size, console: Console) -> dict[str, Any]:
+def run(chosen: argparse.Namespace, size: Size | None, console: Console) -> dict[str, Any]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     meta = {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads(), "rounds": chosen.rounds}
     results: dict[str, Any] = {"meta": meta, "rows": []}
     with Progress(*columns, console=console, transient=True) as progress:
         for key in progress.track(chosen.keys, description="works"):
-            results["rows"] += measure(key, size, chosen.rounds, chosen.warm, progress)
+            fitting = size or size_of(key[0], "cuda" if torch.cuda.is_available() else "cpu")
+            results["rows"] += measure(key, fitting, chosen.rounds, chosen.warm, not chosen.no_counts, progress)
             if chosen.json:  # what there is so far
                 chosen.json.write_text(written(results))
     return results
 
 
-def main(given: list[str] | None = None, size: Size = Size()) -> None:  # noqa: B008
+def main(given: list[str] | None = None, size: Size | None = None) -> None:
     chosen = arguments(given)
     console = Console(width=None if os.isatty(1) else 130)
     if chosen.predict:

@@ -18,7 +18,7 @@ import torch
 from compare import LEVELS, compiled, own_forward, saved_bytes
 from estimators import by_hand
 from torch import Tensor, nn
-from workloads import WORK, Size
+from workloads import WORK, Size, Work
 
 CONTESTANTS = ("eager", "stock", "autograd.Function", *LEVELS, "host alone")
 TIMES = ("step", "forward", "backward", "inference")
@@ -29,15 +29,15 @@ Key = tuple[str, str, int]  # work, kind, seeds
 class Contestant:
     """One way to run one model, with weights and compiled code of its own."""
 
-    def __init__(self, name: str, model: nn.Module, inputs: tuple[Tensor, ...], autocast: bool, draws: bool) -> None:
-        self.name, self.inputs, self.device, self.autocast = name, inputs, inputs[0].device, autocast
+    def __init__(self, name: str, model: nn.Module, inputs: tuple[Tensor, ...], work: Work, cached: bool) -> None:
+        self.name, self.inputs, self.device, self.autocast = name, inputs, inputs[0].device, work.autocast
         self.model = copy.deepcopy(model)
         if name == "autograd.Function":
             by_hand(self.model)
         if name == "host alone":
             self.model.seeds = nn.ModuleList()
         own_forward(self.model)
-        self.compiled = compiled(name, self.model, draws=draws)
+        self.compiled = compiled(name, self.model, draws=work.draws, cached=cached)
         given = {f"input {i}": tensor for i, tensor in enumerate(inputs) if tensor.requires_grad}
         self.leaves: dict[str, Tensor] = {**dict(self.model.named_parameters()), **given}
         self.ones: Tensor | None = None  # the gradient that a backward begins with
@@ -160,15 +160,15 @@ def peak_of(run: Callable[[], Any], device: torch.device) -> int:
     return max(itertools.accumulate((event["args"]["Bytes"] for event in events), initial=0))
 
 
-def contestants_of(key: Key, size: Size, names: tuple[str, ...]) -> list[Contestant]:
-    """From a common start, on CUDA where there is one."""
+def contestants_of(key: Key, size: Size, names: tuple[str, ...], cached: bool = False) -> list[Contestant]:
+    """From a common start, on CUDA where there is one. `cached`: what Inductor has compiled before is not compiled again."""
     name, kind, seeds = key
     work = WORK[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model, inputs = work.make(kind, seeds, size)
     inputs = tuple(t.detach().to(device).requires_grad_(t.requires_grad) for t in inputs)
-    return [Contestant(name, model.to(device), inputs, work.autocast, work.draws) for name in names]
+    return [Contestant(name, model.to(device), inputs, work, cached) for name in names]
 
 
 def cold(key: Key, size: Size, name: str, folder: Path) -> float:

@@ -16,7 +16,7 @@ from compare import compiled
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
-from workloads import WORK, Size
+from workloads import WORK, size_of
 
 from ste_compile.testing.gpu import Launch, cuda_code, stand_in
 
@@ -41,9 +41,6 @@ class Device:
 
 
 DEVICES = {"h100": Device(3.0e12, 790e12, 60e12, 2e-6)}
-# Of a size that a GPU is given to train.
-LARGE = Size(batch=1024, width=64, features=1024, rows=8192)
-SIZES = {"transformer": Size(batch=8, tokens=1024, features=1024)}
 NAMES = {True: ("stock", "finite", HOST), False: ("stock", "finite", "algebraic")}  # whether there is a host alone
 PARTS = {"step": ("forward", "backward"), "inference": ("inference",)}
 
@@ -58,7 +55,7 @@ def predicted(keys: Sequence[Key], device: Device, progress: Progress) -> list[R
 
 
 def _row(key: Key, name: str, device: Device) -> Row:
-    work, size = WORK[key[0]], SIZES.get(key[0], LARGE)
+    work, size = WORK[key[0]], size_of(key[0], "cuda")
     F.scaled_dot_product_attention = _flash  # which a CPU build of torch does not choose
 
     def build() -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -105,8 +105,11 @@ def in_bytes(figure: str) -> Callable[[Row, Row], float | None]:
 
 
 def worst(figure: str) -> Callable[[Row, Row], float | None]:
-    """Of training and inference."""
-    return lambda ours, other: max(total(ours, figure, p) / total(other, figure, p) for p in (TRAINING, INFERENCE))
+    """Of training and inference; None where they were not counted."""
+    parts = TRAINING, INFERENCE
+    return lambda ours, other: (
+        max(total(ours, figure, p) / total(other, figure, p) for p in parts) if f"{figure} forward" in ours else None
+    )
 
 
 HOSTED, ALL = (*SEEDED, "operator"), (*SEEDED, *OTHERS, "operator")

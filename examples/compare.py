@@ -46,13 +46,16 @@ def own_forward(model: nn.Module) -> None:
     model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
 
 
-def compiled(name: str, model: Callable[..., Any], generate: bool = True, draws: bool = True) -> Callable[..., Any]:
+def compiled(
+    name: str, model: Callable[..., Any], generate: bool = True, draws: bool = True, cached: bool = False
+) -> Callable[..., Any]:
     """A model or function as that contestant runs it; without `generate` in eager's kernels, which compiles at once."""
     if name == "eager":
         return model
-    # No graph from a cache, so that each contestant is compiled; eager's random numbers, so that all compute the same loss.
+    # No graph from a cache, so that each contestant is compiled, unless that takes too long; eager's random numbers, so that all
+    # compute the same loss.
     # (Not where nothing is drawn: told so, torch takes attention for random, and keeps one that nothing reads: 2.13.)
-    options = {"fx_graph_cache": False, "fallback_random": draws} if generate else {}
+    options = {"fx_graph_cache": cached, "fallback_random": draws} if generate else {}
     if name in LEVELS:
         return torch.compile(model, backend="ste" if generate else "ste_aot_eager", options={"numerics": name, **options})
     return torch.compile(model, options=options) if generate else torch.compile(model, backend="aot_eager")

@@ -34,6 +34,15 @@ class Size:
     seeds: int = 8
 
 
+def size_of(work: str, device: str) -> Size:
+    """Of a model that this type of device, "cpu" or "cuda", is given to train."""
+    if device == "cpu":
+        return Size()
+    if work == "transformer":
+        return Size(batch=8, tokens=1024, features=1024)
+    return Size(batch=1024, width=64, features=1024, rows=8192)
+
+
 # Hosts with seeds.
 
 

@@ -3,6 +3,7 @@
 `python tests/gpu/on_device.py FILE` runs these and the benchmark, and writes down what it saw.
 """
 
+import collections
 import copy
 import os
 import subprocess
@@ -89,9 +90,11 @@ def test_a_model_in_training_and_inference(level, mode):
             with torch.autocast(DEVICE, torch.bfloat16):
                 out = called(*inputs)
             out.float().sum().backward()
+            # Before another graph is replayed: it may reuse the memory of what an earlier one returned.
+            gradients = [each.grad.clone() for each in ours.parameters()]
             with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
                 inference = called(*inputs).clone()
-        return [inference, *(each.grad.clone() for each in ours.parameters())]
+        return [inference, *gradients]
 
     eager, stock = run("eager"), run(None)
     torch._dynamo.utils.counters.clear()
@@ -99,6 +102,51 @@ def test_a_model_in_training_and_inference(level, mode):
     for theirs, plain, mine in zip(eager, stock, ours, strict=True):
         assert error(mine, theirs).max() <= stock_bound(plain, theirs)
     assert not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
+def launched(run):
+    """The names of the kernels that the device runs, each as often as it is launched."""
+    run()  # compiles
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    return collections.Counter(event.name for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+
+@on_gpu
+def test_the_device_runs_what_is_promised():
+    """In inference `finite` launches as many kernels as the host alone; `exact` launches no more than stock, in training either; and
+    `explain` counts none that is not launched."""
+    model, inputs = model_and_inputs()
+
+    def kernels(level, seeds, train):
+        ours = copy.deepcopy(model)
+        ours.seeds = torch.nn.ModuleList(ours.seeds[:seeds])
+        called = compiled(ours, level)
+
+        def run():
+            with torch.set_grad_enabled(train), torch.autocast("cuda", torch.bfloat16):
+                out = called(*inputs)
+            if train:
+                out.float().sum().backward()
+
+        return launched(run).total()
+
+    found = {
+        (name, train): kernels(level, seeds, train)
+        for train in (False, True)
+        for name, level, seeds in (("stock", None, 4), ("exact", "exact", 4), ("finite", "finite", 4), ("host alone", None, 0))
+    }
+    print(found)
+    if not any(found.values()):
+        pytest.skip("the profiler sees no kernel of this device")
+    assert found["finite", False] == found["host alone", False] < found["stock", False]
+    assert all(found["exact", train] <= found["stock", train] for train in (False, True))
+    with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+        report = ste_compile.explain(model, *inputs, numerics="finite")
+    (inference,) = (part for graph in report.graphs for part in graph.parts if part.kind == "inference")
+    print(inference.stock, inference.ours)
+    assert inference.ours.kernels <= found["finite", False]
 
 
 @on_gpu
