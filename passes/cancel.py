@@ -19,15 +19,20 @@ from typing import Any
 from torch.fx import Graph
 
 from .effects import effects, keep
-from .levels import LEVELS, Numerics
+from .levels import LEVELS, Asked, Rules, check
 from .meta import CANCELLED
-from .nodes import aten
+from .nodes import aten, module_path, uncast
 from .outcomes import Outcome, Reason, Refused, Site
 from .replace import Rewrites, replace_with_value
 
 
 def cancel(
-    graph: Graph, sites: Iterable[Site], numerics: Numerics, *, deferred: bool = True, can_keep: Callable[[], bool] = lambda: True
+    graph: Graph,
+    sites: Iterable[Site],
+    numerics: Asked,
+    *,
+    deferred: bool = True,
+    can_keep: Callable[[], bool] = lambda: True,
 ) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
@@ -45,15 +50,15 @@ def cancel(
         >>> [node.name for node in graph.nodes]
         ['h_1', 's_1', 'relu', 'output']
     """
-    sites = list(sites)
+    sites, rules = list(sites), check(numerics)
     before = {}
-    if sites and LEVELS[numerics].removes:
+    if sites and rules.removes:
         drop_assertions(graph)
         before = effects(graph, all_of_it=not deferred)
     if before and not can_keep():
         return [Outcome(site.root, Reason.NO_EFFECTS.of()) for site in sites]
     rewrites = Rewrites(graph)
-    outcomes = [_outcome(rewrites, site, numerics) for site in sites]
+    outcomes = [_outcome(rewrites, site, rules) for site in sites]
     graph.output_node().meta[CANCELLED] = any(outcome.action == "cancelled" for outcome in outcomes)
     failed: list[Exception] = []  # whatever fails from here on, the sites above are cancelled, and their effects are kept
     dropped = _tried(failed, rewrites.finish) or ()
@@ -76,14 +81,21 @@ def drop_assertions(graph: Graph) -> None:
         graph.erase_node(node)
 
 
-def _outcome(rewrites: Rewrites, site: Site, numerics: Numerics) -> Outcome:
+def modules_of(site: Site) -> tuple[tuple[str, str], ...]:
+    """Of each surrogate of a site, the modules that decide on its level: that whose code the site is, and that which computes the
+    surrogate."""
+    return tuple((module_path(site.root), module_path(uncast(surrogate))) for surrogate in site.surrogates)
+
+
+def _outcome(rewrites: Rewrites, site: Site, rules: Rules) -> Outcome:
     if site.refusal:
         return Outcome(site.root, site.refusal)
-    if site.needs not in LEVELS[numerics].removes:
+    _, level = rules.deciding(modules_of(site))
+    if site.needs not in LEVELS[level].removes:
         return Outcome(site.root, Reason.LEVEL.of(site.needs))
     try:
         result = replace_with_value(rewrites, site.root, site.value, site.negated)
-        return Outcome(result, Reason.PERMITTED.of(numerics))
+        return Outcome(result, Reason.PERMITTED.of(level))
     except Refused as refusal:
         return Outcome(site.root, refusal.why)
     except Exception as error:

@@ -8,10 +8,17 @@
 
 Gradients follow from the same formulas at every level. (A NaN is a NaN: IEEE 754 leaves its sign and payload open, and so do
 eager's vectorised kernels.)
+
+Each module may have its own level: `{"": "exact", "encoder.quantizer": "algebraic", "seeds.*": "finite"}`. A key is a path of
+`named_modules()`, of the module and all inside it; `*` is any part of one name between dots; "" is all there is. A site is in the
+module whose code it is, and in that which computes its surrogate: the longest key that matches either decides. Where a site has
+several surrogates, the level that promises most does.
 """
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,8 +44,99 @@ LEVELS: dict[Numerics, Level] = {
 DEFAULT: Numerics = "exact"
 
 
-def check(numerics: object) -> Numerics:
-    """`numerics` itself, or a `ValueError` that names what came and what is allowed."""
-    if not isinstance(numerics, str) or numerics not in LEVELS:
-        raise ValueError(f"numerics={numerics!r} is not a level; allowed: {', '.join(map(repr, LEVELS))}")
-    return numerics
+@dataclass(frozen=True)
+class Rules:
+    """Which level decides on which site: (module path, level), each path once, sorted, the path "" among them."""
+
+    rules: tuple[tuple[str, Numerics], ...]
+
+    def __str__(self) -> str:
+        """As on the command line: `exact, seeds.*=finite`."""
+        return ", ".join(f"{path}={level}" if path else level for path, level in self.rules)
+
+    @property
+    def removes(self) -> bool:
+        """Whether any of its levels cancels anything."""
+        return any(LEVELS[level].removes for _, level in self.rules)
+
+    @property
+    def least(self) -> Numerics:
+        """That of its levels which promises least."""
+        return max((level for _, level in self.rules), key=RANK.__getitem__)
+
+    def deciding(self, terms: Iterable[Collection[str]]) -> tuple[str, Numerics]:
+        """The rule for a site; `terms` are, of each of its surrogates, the paths of the modules that it is in."""
+        if len(self.rules) == 1:
+            return self.rules[0]
+        found = [max((rule for rule in self.rules if _matches(rule[0], paths)), key=_length) for paths in terms]
+        return min(found, key=lambda rule: RANK[rule[1]], default=self.rules[0])
+
+
+Asked = Numerics | Mapping[str, Numerics] | Rules  # what a caller may ask for
+RANK = {level: rank for rank, level in enumerate(LEVELS)}  # the fewer, the more it promises
+
+
+def _matches(pattern: str, paths: Collection[str]) -> bool:
+    parts = pattern.split(".") if pattern else []
+    inside = (path.split(".") for path in paths)
+    return not parts or any(len(parts) <= len(path) and all(map(fnmatch.fnmatchcase, path, parts)) for path in inside)
+
+
+def _length(rule: tuple[str, Numerics]) -> tuple[int, int, int]:
+    """How closely a rule names a module; of two that do alike, the one that promises more is taken."""
+    path, level = rule
+    return len(path.split(".")) if path else 0, len(path.replace("*", "")), -RANK[level]
+
+
+def check(numerics: object) -> Rules:
+    """A level, or a mapping of module paths to levels, as rules. A `ValueError` names what came and what is allowed."""
+    if isinstance(numerics, Rules):
+        return numerics
+    if not isinstance(numerics, Mapping):
+        return Rules((("", _level(numerics, "numerics")),))
+    for path in numerics:
+        if not isinstance(path, str) or (path and "" in path.split(".")):
+            raise ValueError(f"numerics has the key {path!r}; allowed: module paths, as 'encoder.quantizer' or 'seeds.*', and ''")
+    given = {
+        path: _level(level, f"numerics[{path!r}]" if path else "numerics") for path, level in {"": DEFAULT, **numerics}.items()
+    }
+    return Rules(tuple(sorted(given.items())))
+
+
+def _level(level: object, name: str) -> Numerics:
+    if not isinstance(level, str) or level not in LEVELS:
+        raise ValueError(f"{name}={level!r} is not a level; allowed: {', '.join(map(repr, LEVELS))}")
+    return level
+
+
+class Unmatched(ValueError):
+    """A rule is for a module without a site."""
+
+
+def check_matched(rules: Rules, paths: Iterable[str]) -> None:
+    """Raise `Unmatched` where a rule matches none of the paths of all sites there are."""
+    if words := unmatched(rules, paths):
+        raise Unmatched(words)
+
+
+def unmatched(rules: Rules, paths: Iterable[str]) -> str:
+    """Which rules match none of the paths of all sites there are, in words; "" where there is none."""
+    known = sorted(set(paths))
+    missing = ", ".join(repr(path) for path, _ in rules.rules if path and not _matches(path, known))
+    where = f"the sites are in {', '.join(map(repr, known))}" if known else "there are no sites"
+    return missing and f"numerics has {missing}, which matches no site; {where}"
+
+
+def parsed(texts: Iterable[str]) -> Rules:
+    """What `--numerics` was given: `finite`, `seeds.*=finite`, or several of these with commas between.
+
+    >>> str(parsed(["finite", "encoder.quantizer=algebraic"]))
+    'finite, encoder.quantizer=algebraic'
+    """
+    given: dict[str, str] = {}
+    for text in ",".join(texts).split(","):
+        path, _, level = text.strip().rpartition("=")
+        if path in given:
+            raise ValueError(f"numerics has two levels for {path!r}: {given[path]!r} and {level!r}")
+        given[path] = level
+    return check(given)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -77,6 +78,12 @@ def behind(node: Any, *through: Callable[[Node], bool]) -> Any:
     return layers(node, *through)[-1]
 
 
+def uncast(node: Node) -> Node:
+    """The node under the casts, copies and detach markers of this one."""
+    found: Node = behind(node, is_marker, is_copy, is_cast)
+    return found
+
+
 def subgraphs(module: GraphModule) -> Iterator[GraphModule]:
     """A graph and those that its higher-order operators call, inner ones first, as Inductor visits them."""
     return (each for each in reversed(list(module.modules())) if isinstance(each, GraphModule))
@@ -108,6 +115,13 @@ def is_view(node: Node) -> bool:
 def is_reshape(node: Node) -> bool:
     """Whether a node has its input's elements in their order, perhaps as another dtype's."""
     return node.target in RESHAPES or node.target in (aten.view.default, aten.view.dtype)
+
+
+def module_path(node: Node) -> str:
+    """The module whose code a node is, by its path in `named_modules()` of the module that is compiled; "" for that one itself,
+    and outside of modules. Dynamo's path begins with a variable, `L['self']` or `G['model']`, that of an export does not."""
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    return re.sub(r"^[LG]\['\w+'\]\.?", "", modules[-1][0]) if modules else ""
 
 
 def is_backward(node: Node) -> bool:

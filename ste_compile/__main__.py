@@ -16,6 +16,7 @@ from .inspection.figures import mebibytes, plural
 from .inspection.progress import doing
 from .inspection.report import Report
 from .inspection.target import Wrong, load, once, show, unpacked
+from .passes import levels
 from .passes.levels import DEFAULT, LEVELS
 from .script import end_like_python, execute
 
@@ -25,7 +26,7 @@ examples:
   python -m ste_compile run --numerics finite --report report.html -m package.train --lr 0.1
   torchrun --nproc-per-node 2 -m ste_compile run train.py
   python -m ste_compile explain model.py:example
-  python -m ste_compile explain model.py:example --numerics finite --html report.html
+  python -m ste_compile explain model.py:example --numerics finite --numerics encoder.quantizer=algebraic --html report.html
   python -m ste_compile explain model.py:example --json - | jq '.graphs[].sites[] | {file, line, action}'
   python -m ste_compile rewrite model.pt2 smaller.pt2 --numerics algebraic
   python -m ste_compile backends
@@ -62,36 +63,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     explain.add_argument("target", metavar="FILE.py:callable", help="what returns (model, args) or (model, args, kwargs)")
-    explain.add_argument("--numerics", choices=tuple(LEVELS), default=DEFAULT, help=f"the level (default: {DEFAULT})")
+    _add_numerics(explain, DEFAULT)
     explain.add_argument("--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")
     explain.add_argument("--json", metavar="OUT", help="also write it as JSON; - for standard output, in place of the table")
     explain.add_argument("--diff", action="store_true", help="also print what the passes change in each graph, as a diff")
     rewrite = commands.add_parser("rewrite", help="write an exported program without the surrogates that a level removes")
     rewrite.add_argument("source", metavar="IN.pt2", help="what torch.export.save wrote")
     rewrite.add_argument("target", metavar="OUT.pt2", help="where to write the new program")
-    rewrite.add_argument("--numerics", choices=tuple(LEVELS), default="finite", help="the level (default: finite)")
+    _add_numerics(rewrite, "finite")
     commands.add_parser("backends", help="list the names that torch.compile(backend=...) knows from this package")
     parsed = parser.parse_args(arguments)
     if parsed.command == "backends":
         return _backends()
     parser, command = {"run": (run, _run), "rewrite": (rewrite, _rewrite), "explain": (explain, _explain)}[parsed.command]
     try:
+        parsed.rules = _rules(parsed.numerics or [DEFAULT if parser is not rewrite else "finite"])
         return command(parsed)
-    except Wrong as wrong:
+    except (Wrong, levels.Unmatched) as wrong:
         parser.print_usage(sys.stderr)
         print(f"error: {wrong}", file=sys.stderr)
         return 2
 
 
+def _add_numerics(parser: argparse.ArgumentParser, default: str) -> None:
+    words = f"the level (default: {default}), or that of one module, as in seeds.*=finite; may be given more than once"
+    parser.add_argument("--numerics", metavar="[MODULE=]LEVEL", action="append", help=words)
+
+
+def _rules(texts: list[str]) -> levels.Rules:
+    try:
+        return levels.parsed(texts)
+    except ValueError as error:
+        raise Wrong(f"argument --numerics: {error}") from None
+
+
 def _run_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "run",
-        usage="%(prog)s [-h] [--numerics L] [--report OUT] [--json OUT] (SCRIPT.py | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [-h] [--numerics [MODULE=]L] [--report OUT] [--json OUT] (SCRIPT.py | -m MODULE) [ARGS ...]",
         help="execute a training script as it is, with the passes in every torch.compile of it that goes to Inductor",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--numerics", choices=tuple(LEVELS), default=DEFAULT, help=f"the level (default: {DEFAULT})")
+    _add_numerics(parser, DEFAULT)
     parser.add_argument("--report", "--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write it as JSON")
     parser.add_argument("-m", dest="as_module", action="store_true", help="what follows is a module's name, as after `python -m`")
@@ -123,7 +137,7 @@ def _run(parsed: argparse.Namespace) -> int:
     except RuntimeError as error:
         raise Wrong(str(error)) from None
     end_like_python()
-    Run(parsed.numerics, files).start()
+    Run(parsed.rules, files).start()
     execute(parsed.target, parsed.arguments, as_module=parsed.as_module)
     return 0
 
@@ -152,7 +166,7 @@ def _rewrite(parsed: argparse.Namespace) -> int:
         before = torch.export.load(parsed.source)
     except Exception as error:
         raise Wrong(f"{parsed.source!r} cannot be loaded by torch.export.load: {error}") from None
-    after, report = rewrite(before, numerics=parsed.numerics)
+    after, report = rewrite(before, numerics=parsed.rules)
     torch.export.save(after, parsed.target)
     print(report)
     held = [{**program.state_dict, **program.constants} for program in (before, after)]
@@ -194,7 +208,9 @@ def _explain(parsed: argparse.Namespace) -> int:
     from .inspection.explain import explain
 
     try:
-        report = explain(model, *args, numerics=parsed.numerics, **kwargs)
+        report = explain(model, *args, numerics=parsed.rules, **kwargs)
+    except levels.Unmatched:
+        raise
     except Exception as error:
         show(error, "the model runs in eager, and its compilation fails:")
         return 3

@@ -17,7 +17,7 @@ from .inspection import dump, record
 from .marking import mark
 from .options import check_deferred, inductor_options
 from .passes import levels
-from .passes.levels import DEFAULT, LEVELS, Numerics
+from .passes.levels import DEFAULT, LEVELS, Asked, Numerics, Rules
 from .passes.new_nodes import cast_as_eager
 from .passes.nodes import subgraphs
 
@@ -26,21 +26,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """A `torch.compile` backend: Inductor with the passes at one level. `backend` makes it. Two are equal if their levels are."""
+    """A `torch.compile` backend: Inductor with the passes at one level, or one for each module. `backend` makes it. Two are equal
+    if their levels are."""
 
-    numerics: Numerics
+    numerics: Rules
 
     @property
     def __name__(self) -> str:
-        return f"ste_{self.numerics}"
+        return f"ste_{self.numerics}" if len(self.numerics.rules) == 1 else "ste_by_module"
 
     def __call__(
         self, gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Callable[..., Any]:
         _torch.check()
         options = dict(options or {})
-        if (asked := options.pop("numerics", self.numerics)) != self.numerics:
-            raise ValueError(f"this backend's level is {self.numerics!r}; options={{'numerics': {asked!r}}} needs backend='ste'")
+        asked = options.pop("numerics", self.numerics)
+        if levels.check(asked) != self.numerics:
+            level = str(self.numerics)
+            raise ValueError(f"this backend's level is {level!r}; options={{'numerics': {asked!r}}} needs backend='ste'")
         recorders = dump.recorders(options.pop("dump", None))
         deferred = options.pop("deferred", True)
         mode_options = _torch.InductorBackend(mode, None, None).config
@@ -70,14 +73,14 @@ def from_dynamo(gm: GraphModule, recorders: Sequence[record.Recorder] = ()) -> I
         yield
 
 
-def backend(*, numerics: Numerics = "exact") -> Backend:
+def backend(*, numerics: Asked = "exact") -> Backend:
     """A backend to hand to `torch.compile(model, backend=..., mode=...)`.
 
     Args:
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.passes.levels`).
+        numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`).
 
     Raises:
-        ValueError: `numerics` is not a level.
+        ValueError: `numerics` is not a level, or has a key that is no module path.
 
         >>> compiled = torch.compile(lambda h, s: h + (s - s.detach()), backend=backend(numerics="finite"))
     """
@@ -88,15 +91,15 @@ def ste(
     gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
     """`backend="ste"`: numerics "exact", or `options={"numerics": ...}`."""
-    level = levels.check((options or {}).get("numerics", DEFAULT))
-    return Backend(level)(gm, example_inputs, mode=mode, options=options)
+    rules = levels.check((options or {}).get("numerics", DEFAULT))
+    return Backend(rules)(gm, example_inputs, mode=mode, options=options)
 
 
 def _named(numerics: Numerics) -> Callable[..., Any]:
     """The backend of a level as a function, which torch can register: it writes to what it registers (2.11 to 2.15)."""
 
     def compile_at_level(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-        return Backend(numerics)(gm, example_inputs, **kwargs)
+        return Backend(levels.check(numerics))(gm, example_inputs, **kwargs)
 
     name = LEVELS[numerics].backend
     compile_at_level.__name__ = compile_at_level.__qualname__ = name

@@ -26,7 +26,7 @@ from .inspection import record
 from .inspection.report import Report
 from .passes import cancel, levels, recognise
 from .passes.cancel import drop_assertions
-from .passes.levels import Numerics
+from .passes.levels import Asked, Rules
 from .passes.new_nodes import cast_as_eager
 from .passes.nodes import subgraphs, tensor
 from .passes.ops import ops
@@ -36,14 +36,14 @@ Program = TypeVar("Program", ExportedProgram, GraphModule)
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-def rewrite(program: Program, *, numerics: Numerics = "finite") -> tuple[Program, Report]:
+def rewrite(program: Program, *, numerics: Asked = "finite") -> tuple[Program, Report]:
     """A new program without the surrogates that a level removes, and a report of every site.
 
     Args:
         program: what `torch.export.export` made, strict or not, decomposed or not; or a traced graph of functional ATen operators
             (`make_fx`, AOTAutograd), with the fake value of each node in its metadata. It is left as it is.
-        numerics: "finite" or "algebraic" (see `ste_compile.passes.levels`). At "exact" nothing is removed, and the report says
-            what the others would remove.
+        numerics: "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`). At "exact"
+            nothing is removed, and the report says what the others would remove.
 
     Returns:
         The new program, and a `Report` that says of each site what was done and, where it was left, why. The program has the
@@ -52,7 +52,7 @@ def rewrite(program: Program, *, numerics: Numerics = "finite") -> tuple[Program
         those it had. Sites in the branches of `torch.cond` and the like are removed too, but what is passed to a branch stays.
 
     Raises:
-        ValueError: `numerics` is not a level.
+        ValueError: `numerics` is not a level, or has a key that is no module path or that matches no site.
         TypeError: `program` is of another type, or a graph without metadata.
         RuntimeError: this torch is not supported.
 
@@ -69,21 +69,22 @@ def rewrite(program: Program, *, numerics: Numerics = "finite") -> tuple[Program
         >>> [site.action for site in report.sites], sorted(program.state_dict)
         (['cancelled'], ['host.bias', 'host.weight'])
     """
-    levels.check(numerics)
+    rules = levels.check(numerics)
     trial.check()
     if not isinstance(program, (ExportedProgram, GraphModule)):
         raise TypeError(f"program must be a torch.export.ExportedProgram or a torch.fx.GraphModule, got {type(program).__name__}")
-    made: Any = _exported(program, numerics) if isinstance(program, ExportedProgram) else _traced(program, numerics)
+    made: Any = _exported(program, rules) if isinstance(program, ExportedProgram) else _traced(program, rules)
+    levels.check_matched(rules, made[1].modules())
     return cast(tuple[Program, Report], made)
 
 
-def _exported(program: ExportedProgram, numerics: Numerics) -> tuple[ExportedProgram, Report]:
+def _exported(program: ExportedProgram, rules: Rules) -> tuple[ExportedProgram, Report]:
     program = _functional(program)
     graph = program.graph_module.graph
     signature = program.graph_signature
     inputs = list(zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True))
     read = {node for node, _ in inputs if node.users}
-    report = _in_every_graph(program.graph_module, numerics)
+    report = _in_every_graph(program.graph_module, rules)
     written = {spec.target for spec in signature.output_specs if spec.target}
     gone = [
         (node, spec.target)
@@ -135,12 +136,12 @@ def _holding(spec: OutputSpec, node: Any) -> OutputSpec:
     return replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, Node) else spec
 
 
-def _traced(module: GraphModule, numerics: Numerics) -> tuple[GraphModule, Report]:
+def _traced(module: GraphModule, rules: Rules) -> tuple[GraphModule, Report]:
     for node in module.graph.nodes:
         if node.op == "call_function" and "val" not in node.meta:
             raise TypeError(f"program has no fake value (meta['val']) for {node.name}: trace it with make_fx, or export it")
     copied = _copy(module)
-    report = _in_every_graph(copied, numerics)
+    report = _in_every_graph(copied, rules)
     return GraphModule(copied, copied.graph), report  # with the attributes that the graph reads, and no others
 
 
@@ -154,24 +155,24 @@ def _copy(module: GraphModule) -> GraphModule:
     return copied
 
 
-def _in_every_graph(module: GraphModule, numerics: Numerics) -> Report:
+def _in_every_graph(module: GraphModule, rules: Rules) -> Report:
     """Rewrite the graph of a module, and those that its operators call (`torch.cond`), in place."""
     recorder = record.Recorder()
     for each in subgraphs(module):
-        _rewrite(each.graph, numerics, recorder)
+        _rewrite(each.graph, rules, recorder)
         each.recompile()
     graphs = recorder.report().graphs  # the last is the whole; of the others, those with sites are shown
-    return Report(numerics, str(torch.__version__), (*(each for each in graphs[:-1] if each.sites), *graphs[-1:]))
+    return Report(str(rules), str(torch.__version__), (*(each for each in graphs[:-1] if each.sites), *graphs[-1:]))
 
 
-def _rewrite(graph: Graph, numerics: Numerics, recorder: record.Recorder) -> None:
+def _rewrite(graph: Graph, rules: Rules, recorder: record.Recorder) -> None:
     dead: set[Node] = set()  # what nobody reads would keep a surrogate
     for node in [*graph.nodes][::-1]:
         if node not in dead:
             dead |= drop_unused(graph, node)
-    known = record.begin(graph, numerics, (recorder,)) if _torch.can("reports") else None
+    known = record.begin(graph, rules, (recorder,)) if _torch.can("reports") else None
     sites = recognise(graph, _with_gradient(graph))
-    outcomes = cancel(graph, sites, numerics)
+    outcomes = cancel(graph, sites, rules)
     _let_go(graph)
     cast_as_eager(graph)
     graph.lint()

@@ -26,27 +26,28 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from . import _torch, lowering
-from .inspection import dump, record
-from .passes import Outcome, Reason, Site, cancel, defer, fuse, recognise, release, tag
-from .passes.levels import LEVELS, Numerics
+from .inspection import contexts, dump, record
+from .passes import Outcome, Reason, Site, cancel, defer, fuse, levels, recognise, release, tag
+from .passes.levels import Asked
 from .passes.meta import CANCELLED
 
 JOINT, PARTITION, POST_GRAD = "joint_custom_pre_pass", "custom_partitioner_fn", "post_grad_custom_pre_pass"
 
 
-def run_joint(graph: Graph, numerics: Numerics, deferred: bool = True) -> None:
+def run_joint(graph: Graph, numerics: Asked, deferred: bool = True) -> None:
     """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Cancelled surrogates stay in the forward
     where the backward could not run them in a region."""
-    if LEVELS[numerics].removes and deferred:
+    rules = levels.check(numerics)
+    if rules.removes and deferred:
         deferred = not _torch.backward_is_traced() and _torch.can("regions")
     watchers = record.watchers(dump.recorders())
-    known = guarded(record.begin, graph, numerics, watchers) if _torch.can("reports") else None
+    known = guarded(record.begin, graph, rules, watchers) if _torch.can("reports") else None
     sites: tuple[Site, ...] = ()
     outcomes: list[Outcome] = []
     try:
         found = _chosen(recognise(graph, _torch.differentiable(graph)))
         can_keep = partial(_torch.can, "effects")
-        outcomes, sites = cancel(graph, found, numerics, deferred=deferred, can_keep=can_keep), found
+        outcomes, sites = cancel(graph, found, rules, deferred=deferred, can_keep=can_keep), found
         report_failures(run_joint, outcomes)
         for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
             if outcome.action == "left":
@@ -129,16 +130,18 @@ def _skipped(run: Callable[..., Any], error: Exception) -> None:
 class JointPass(_torch.CustomGraphPass):
     """`run_joint` as an Inductor pass."""
 
-    def __init__(self, numerics: Numerics, deferred: bool = True) -> None:
-        self.numerics, self.deferred = numerics, deferred
+    def __init__(self, numerics: Asked, deferred: bool = True) -> None:
+        self.numerics, self.deferred = levels.check(numerics), deferred
 
     def __call__(self, graph: Graph) -> None:
         _torch.check(_torch.INDUCTOR)
         guarded(run_joint, graph, self.numerics, self.deferred)
 
     def uuid(self) -> Any:
-        identity = _uuid()
-        return identity and (identity, self.numerics, self.deferred, _torch.backward_is_traced())
+        identity, places = _uuid(), contexts.places() if len(self.numerics.rules) > 1 else ""
+        if identity is None or places is None:
+            return None
+        return identity, self.numerics.rules, places, self.deferred, _torch.backward_is_traced()
 
 
 class Partitioner(_torch.CustomPartitionerFn):

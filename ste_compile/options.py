@@ -10,16 +10,16 @@ from torch.fx import Graph
 from . import _torch, trial
 from .hooks import JOINT, PARTITION, POST_GRAD, JointPass, Partitioner, PostGradPass
 from .passes import levels
-from .passes.levels import LEVELS, Numerics
+from .passes.levels import Asked
 
 
 def inductor_options(
-    *, numerics: Numerics = "exact", deferred: bool = True, options: Mapping[str, Any] | None = None
+    *, numerics: Asked = "exact", deferred: bool = True, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Options for `torch.compile` that add the passes to stock Inductor.
 
     Args:
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.passes.levels`).
+        numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`).
         deferred: in training, run a cancelled surrogate when the backward needs it, and keep nothing for it until then. False:
             run it where stock does, in the forward, and keep what stock keeps.
         options: more Inductor options. Passes in them, or else in Inductor's config, run first, in the same hooks; a partitioner
@@ -29,7 +29,7 @@ def inductor_options(
         `options` with the hooks filled.
 
     Raises:
-        ValueError: `numerics` is not a level.
+        ValueError: `numerics` is not a level, or has a key that is no module path.
         TypeError: `deferred` is not a bool.
         RuntimeError: this torch is not supported.
 
@@ -38,14 +38,15 @@ def inductor_options(
     """
     trial.check()
     check_deferred(deferred)
+    rules = levels.check(numerics)
     merged = dict(options or {})
 
     def theirs(hook: str) -> Any:
         return merged.get(hook, getattr(_torch.inductor_config, hook))
 
-    merged[JOINT] = chained(theirs(JOINT), JointPass(levels.check(numerics), deferred))
+    merged[JOINT] = chained(theirs(JOINT), JointPass(rules, deferred))
     merged[POST_GRAD] = chained(theirs(POST_GRAD), PostGradPass())
-    if LEVELS[numerics].removes and deferred and _torch.can("regions"):
+    if rules.removes and deferred and _torch.can("regions"):
         merged[PARTITION] = Partitioner(theirs(PARTITION))
     return merged
 

@@ -33,7 +33,8 @@ from .inspection.graph_record import Record
 from .inspection.progress import doing
 from .inspection.report import Graph, Report
 from .options import inductor_options, passes_of
-from .passes.levels import Numerics
+from .passes import levels
+from .passes.levels import Rules
 
 _compiling: ContextVar[bool] = ContextVar("ste_compile_run_compiling", default=False)
 
@@ -44,8 +45,8 @@ class Run:
     They are written after each compilation and at the end, so that a process that is killed leaves what was found until then.
     The table is printed on standard error: by rank 0 alone, in a distributed job, where each rank writes files of its own."""
 
-    def __init__(self, numerics: Numerics, files: Mapping[Path, Callable[[Report], str]]) -> None:
-        self.numerics, self.files = numerics, files
+    def __init__(self, rules: Rules, files: Mapping[Path, Callable[[Report], str]]) -> None:
+        self.rules, self.files = rules, files
         self.rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
         if ranks > 1 and self.rank:
             self.files = {path.with_stem(f"{path.stem}.rank_{self.rank}"): to_text for path, to_text in files.items()}
@@ -68,7 +69,7 @@ class Run:
 
     def report(self) -> Report:
         report = Report.of((graph for graphs in list(self.found.values()) for graph in graphs), self._breaks())
-        return report if report.graphs else replace(report, numerics=self.numerics)
+        return report if report.graphs else replace(report, numerics=str(self.rules))
 
     def end(self, why: str = "") -> None:
         """Print the table and write the files. Nothing in a process that the script forked."""
@@ -78,7 +79,9 @@ class Run:
         guarded(self._write)
         if self.rank == 0:
             with contextlib.suppress(OSError, ValueError):  # standard error may be closed
-                print(summary.render(self.report(), self.calls, self.lost, why), file=sys.stderr, flush=True)
+                report = self.report()
+                unmatched = levels.unmatched(self.rules, report.modules())
+                print(summary.render(report, self.calls, self.lost, why, unmatched), file=sys.stderr, flush=True)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         """Where another handler calls this one, that decides what happens next."""
@@ -118,7 +121,7 @@ class Run:
                 stack.enter_context(record.recording(seen.recorder))
                 given = kwargs.get("config_patches")
                 if not (record.under_way() or passes_of(given)):  # else the script asks for the passes itself
-                    kwargs["config_patches"] = given = inductor_options(numerics=self.numerics, options=given)
+                    kwargs["config_patches"] = given = inductor_options(numerics=self.rules, options=given)
                     stack.enter_context(from_dynamo(gm))
                 guarded(seen.begin, gm, inputs, given)
                 compiled = stock(gm, inputs, *args, **kwargs)

@@ -1,5 +1,6 @@
 """What goes wrong while a graph is rewritten, or between its forward and its backward, at every level as under stock."""
 
+import contextlib
 import importlib
 import threading
 import warnings
@@ -10,8 +11,10 @@ from ste_compile.passes import cancel, recognise, replace
 from ste_compile.passes.meta import CANCELLED
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import dropout
+from torch.torch_version import TorchVersion
 
 import ste_compile
+from ste_compile.testing.compiling import own
 
 from .against_eager import Seeded, assert_same, levels, run, seed
 
@@ -167,18 +170,22 @@ def test_two_threads_compile_at_once():
     Broken by: `record._recorders` a plain global in place of a ContextVar; seen to fail."""
     failures, start = [], threading.Barrier(2)
     args = tensors((4, 6), (4, 6))
+    # Stock's backends fail here: whether anybody traces was one flag for all threads, and where there is no GPU, FakeTensorMode
+    # must have been entered by the main thread first (2.11).
+    with torch._subclasses.FakeTensorMode():
+        pass
+    alone = threading.Lock() if TorchVersion(torch.__version__) < "2.14" else contextlib.nullcontext()
 
     def work(numerics, expected):
         try:
             start.wait()
-            for width in range(3, 7):
-                h, s = (t.detach()[:, :width].clone().requires_grad_() for t in args)
+            for _ in range(4):
+                h, s = (t.detach().clone().requires_grad_() for t in args)
                 with ste_compile.collect() as recorder:
-                    compiled = torch.compile(
-                        lambda h, s: seed(h, s.sin()), backend="ste_aot_eager", options={"numerics": numerics}, dynamic=False
-                    )
-                    out = compiled(h, s)
-                out.sum().backward()
+                    fn = own(lambda h, s: seed(h, s.sin()))  # else compiled once for all
+                    with alone:
+                        out = torch.compile(fn, backend="ste_aot_eager", options={"numerics": numerics})(h, s)
+                        out.sum().backward()
                 assert torch.equal(out, h) and torch.equal(s.grad, s.detach().cos())
                 assert [site.action for site in recorder.sites()] == expected
         except BaseException as error:

@@ -1,4 +1,5 @@
-"""What has to outlast the compilation of one graph: who watches, and the records that a later backward will need.
+"""What has to outlast the compilation of one graph: who watches, which modules its nodes are in, and the records that a later
+backward will need.
 
 Torch keeps one tracing context for a graph from Dynamo. The backward is compiled in the same context, but later, and perhaps on
 another thread (on CUDA it is). The context dies when no backward can come any more. So all of this is kept by context, weakly:
@@ -8,18 +9,23 @@ who watches is decided once for a context, and its records live no longer than i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
+from torch.fx import GraphModule
+
 from .. import _torch
+from ..passes.nodes import module_path, subgraphs
 
 if TYPE_CHECKING:
     from .graph_record import Record
     from .record import Recorder
 
 _watchers: WeakKeyDictionary[Any, tuple[Recorder, ...]] = WeakKeyDictionary()
+_places: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _waiting: WeakKeyDictionary[Any, list[Record]] = WeakKeyDictionary()  # holds the records
 # (context, id of a record) whose backward is compiled: the record may go, and the context may live on for long.
 _done: deque[tuple[ref[Any], int]] = deque()
@@ -37,6 +43,19 @@ def decide_again() -> None:
     """The same graph from Dynamo may be compiled again, and watched by others."""
     if (context := _torch.context()) is not None:
         _watchers.pop(context, None)
+
+
+def place(gm: GraphModule) -> None:
+    """Note which module each node of a graph from Dynamo is in: metadata, which no compile cache looks at."""
+    if (context := _torch.context()) is not None:
+        paths = [(node.name, module_path(node)) for each in subgraphs(gm) for node in each.graph.nodes]
+        _places[context] = hashlib.sha256(repr(paths).encode()).hexdigest()
+
+
+def places() -> str | None:
+    """A hash of that for the compilation under way; None where no backend of this package was handed the graph."""
+    context = _torch.context()
+    return None if context is None else _places.get(context)
 
 
 def keep(record: Record) -> None:

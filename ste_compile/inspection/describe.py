@@ -21,17 +21,17 @@ from ..passes.meta import REGION
 from ..passes.nodes import (
     OpOverload,
     arg,
-    behind,
     fake,
     hint,
     is_cast,
     is_collective,
-    is_copy,
     is_marker,
     is_matmul,
     is_pure,
     layers,
     leaves,
+    module_path,
+    uncast,
 )
 from . import source
 from .figures import Figures
@@ -128,13 +128,11 @@ def _argument(value: Any) -> str:
 
 
 def operand(value: Any) -> Operand:
-    """A site's value or surrogate, with the module that computed it: Dynamo's name for that begins with `L['self']`."""
+    """A site's value or surrogate, with the module that computed it."""
     if not isinstance(value, Node):
         kind = "" if value is None else "a sum" if isinstance(value, Sum) else "Python number"
         return Operand(str(value), kind)
-    modules = list((_uncast(value).meta.get("nn_module_stack") or {}).values())
-    path = modules[-1][0] if modules else ""
-    return Operand(value.name, type_of(value), path.removeprefix("L['self'].").removeprefix("L['self']"))
+    return Operand(value.name, type_of(value), module_path(uncast(value)))
 
 
 def casts(site: Site) -> tuple[str, ...]:
@@ -171,7 +169,7 @@ def notes(
     for each in dict.fromkeys((*site.surrogates, *read)):
         if is_collective(each) and each in stays and stays.isdisjoint(each.users):  # it stays, and for nobody else
             found.append(f"{each.name} is a collective: every rank runs it, and what it needs, in the forward")
-    for surrogate in dict.fromkeys(map(_uncast, site.surrogates)):
+    for surrogate in dict.fromkeys(map(uncast, site.surrogates)):
         if surrogate.op == "placeholder" or surrogate not in stays or is_collective(surrogate):
             continue
         elif not is_pure(surrogate):
@@ -179,12 +177,6 @@ def notes(
         else:
             found.append(f"surrogate {surrogate.name} stays: the forward also uses it {_elsewhere(surrogate, stays)}")
     return tuple(found)
-
-
-def _uncast(node: Node) -> Node:
-    """The node under the casts, copies and detach markers of this one."""
-    found: Node = behind(node, is_marker, is_copy, is_cast)
-    return found
 
 
 def _elsewhere(node: Node, stays: Set[Node]) -> str:

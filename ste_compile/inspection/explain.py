@@ -21,7 +21,7 @@ from ..backends import compile_with
 from ..hooks import JOINT, POST_GRAD
 from ..options import chained, inductor_options
 from ..passes import levels
-from ..passes.levels import Numerics
+from ..passes.levels import Asked
 from ..passes.meta import OWNER
 from ..state import modules_of, state_kept
 from .breaks import graph_breaks
@@ -35,13 +35,13 @@ from .report import Report
 Site = tuple[int, int]  # (which record, which site of it)
 
 
-def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact", **kwargs: Any) -> Report:
+def explain(fn: Callable[..., Any], /, *args: Any, numerics: Asked = "exact", **kwargs: Any) -> Report:
     """Compile `fn` afresh, run one forward and one backward, and report every site: what it is, what was done, and why.
 
     Args:
         fn: a module, a function, or what `torch.compile` made of one.
         args, kwargs: what to call it with. Grad mode, autocast and `torch._dynamo.mark_dynamic` count as they do in any call.
-        numerics: "exact", "finite" or "algebraic" (see `ste_compile.passes.levels`).
+        numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`).
 
     A line on the terminal, if there is one, says how far it is.
 
@@ -49,7 +49,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         A `Report`: print it, or `to_json`, or `to_html`. Kernels and bytes are Inductor's for this machine's device.
 
     Raises:
-        ValueError: `numerics` is not a level.
+        ValueError: `numerics` is not a level, or has a key that is no module path or that matches no site.
         TypeError: `fn` cannot be called.
         Exception: whatever `fn` itself, or the compiler, raises.
 
@@ -61,14 +61,15 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         >>> [(site.value.node, site.action, site.frees.operators) for site in report.sites]
         [('arg1_1', 'cancelled', 3)]
     """
-    levels.check(numerics)
+    rules = levels.check(numerics)
     if not callable(fn):
         raise TypeError(f"fn must be a module or a function, got {type(fn).__name__}")
     fn = _torch.uncompiled(fn)
     recorder, ours = Recorder(), _Meter()
-    options = inductor_options(numerics=numerics)
-    with recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={numerics!r}, 1 of 2"):
+    options = inductor_options(numerics=rules)
+    with recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={str(rules)!r}, 1 of 2"):
         _run(fn, args, kwargs, {**options, **_after_fusion(ours.scheduled)})
+    levels.check_matched(rules, recorder.report().modules())
     for each in recorder.records:
         for kind, counted in each.parts.items():
             each.parts[kind] = counted | ours.totals.get((each.compilation, kind), NOT_MEASURED)
@@ -78,7 +79,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Numerics = "exact",
         _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
     with doing("counting what each site frees"):
         stock.finish()
-        return replace(recorder.report(), numerics=numerics, breaks=breaks())
+        return replace(recorder.report(), numerics=str(rules), breaks=breaks())
 
 
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:

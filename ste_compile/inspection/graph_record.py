@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph, Node
 
-from ..passes import Outcome, Site
+from ..passes import Outcome, Site, modules_of
+from ..passes.levels import Rules
 from ..passes.nodes import is_backward
 from . import report, source
 from .describe import casts, count, edges, notes, operand
@@ -32,7 +33,7 @@ class Record:
     """One joint or inference graph, and what is compiled from it. `graph` is a copy, made before any pass; `sites`, `owner`,
     `frees`, `stays` and `foreign` are about that copy, and indices are positions in `sites`."""
 
-    numerics: str
+    numerics: Rules
     graph: Graph
     copied: dict[Node, Node]  # node of the original -> node of the copy, until the passes have run
     recorders: tuple[Recorder, ...]
@@ -72,21 +73,24 @@ class Record:
         nodes = {name: {line.node for line in lines} for name, lines in shown.items()}
         views = tuple(report.View(name, tuple(self._lines(name, nodes))) for name in names)
         parts = tuple(report.Part(kind, ours, self.stock.get(kind, NOT_MEASURED)) for kind, ours in counted.items())
-        return report.Graph(self.name, self.training, self.numerics, sites, parts, views, self.started_by)
+        return report.Graph(self.name, self.training, str(self.numerics), sites, parts, views, self.started_by)
 
     def site(self, index: int) -> report.Site:
         site, outcome = self.sites[index], self.outcomes[index]
         stack = self.stacks[index]
         user, inner = source.users_frame(stack), stack[-1] if stack else None
         frees = self.measured.get(index) or count(self.frees[index])
+        rule = self.numerics.deciding(modules_of(site)) if len(self.numerics.rules) > 1 and not site.refusal else None
         return report.Site(
             index=index, node=site.root.name, file=user.file if user else "", line=user.line if user else 0,
             code=user.code if user else "", expression=inner.code if inner else "", value=operand(site.value),
             surrogates=tuple(map(operand, site.surrogates)), casts=casts(site), needs=site.needs, order=site.order or "",
-            action=outcome.action, reason=str(outcome.why), frees=frees,
+            action=outcome.action, reason=f"{outcome.why}, by the rule {rule[0]!r}" if rule else str(outcome.why), frees=frees,
             operator=outcome.result.name if outcome.action == "fused" else "",
             notes=notes(site, outcome.action, frees, self.frees[index], self.stays, self.foreign, self.started_by),
             stack=stack, edges=edges(site), why=outcome.why.reason.name.lower(),
+            modules=tuple(dict.fromkeys(path for paths in modules_of(site) for path in paths)),
+            rule=rule[0] if rule else None,
         )  # fmt: skip
 
     def _lines(self, view: str, nodes: dict[str, set[str]]) -> Iterator[report.Line]:

@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .. import _torch
 from ..passes import Outcome, Reason, Site, Sum, freed, needed
+from ..passes.levels import Rules
 from ..passes.meta import REGION
 from . import contexts, report, source
 from .breaks import CUT, break_before
@@ -74,6 +75,7 @@ def compiling(gm: GraphModule, recorders: Sequence[Recorder] = ()) -> Iterator[N
     cut = _torch.cut_indices(gm) if _torch.can("reports") else frozenset()
     token = _inputs.set((_torch.parameter_indices(gm), cut))
     contexts.decide_again()
+    contexts.place(gm)
     try:
         with recording(*recorders):
             yield
@@ -108,7 +110,7 @@ def watchers(more: Sequence[Recorder] = ()) -> tuple[Recorder, ...]:
     return contexts.decided(tuple(dict.fromkeys((*_recorders.get(), *more))))
 
 
-def begin(graph: Graph, numerics: str, recorders: tuple[Recorder, ...] = ()) -> Record | None:
+def begin(graph: Graph, numerics: Rules, recorders: tuple[Recorder, ...] = ()) -> Record | None:
     """A record of a joint or inference graph that no pass has touched yet; None where nobody asked for one."""
     if not (recorders or log.isEnabledFor(logging.DEBUG) or _torch.trace_enabled()):
         return None

@@ -50,7 +50,8 @@ class Site:
     as a word for programs, "permitted" or "level" (`ste_compile.passes.Reason` has them all). `frees` is what cancelling took out
     of the forward or, where it was not cancelled, what it would (nothing where it never can be). `operator` is the node that
     computes a fused site. `notes` are near misses: what keeps more from being freed. `edges` join the nodes around the site,
-    (from, to)."""
+    (from, to). `modules` are the paths of those that it is in; where modules have levels of their own, `rule` is the path of the
+    one whose level the site has."""
 
     index: int
     node: str
@@ -71,6 +72,8 @@ class Site:
     stack: tuple[Frame, ...] = ()
     edges: tuple[tuple[str, str], ...] = ()
     why: str = ""
+    modules: tuple[str, ...] = ()
+    rule: str | None = None
 
     def __str__(self) -> str:
         """One line: where, what, what was done, and why."""
@@ -180,6 +183,10 @@ class Report:
     def sites(self) -> tuple[Site, ...]:
         """The sites of all graphs, in order."""
         return tuple(site for graph in self.graphs for site in graph.sites)
+
+    def modules(self) -> set[str]:
+        """The paths of the modules that the sites are in."""
+        return {path for site in self.sites for path in site.modules}
 
     def __str__(self) -> str:
         """Tables, at most 100 columns wide; plain lines without rich, which the extra `ste-compile[report]` brings."""

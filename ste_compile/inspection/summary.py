@@ -24,18 +24,19 @@ class Call(NamedTuple):
     backend: str
 
 
-def render(report: Report, calls: Sequence[Call], lost: int = 0, why: str = "") -> str:
+def render(report: Report, calls: Sequence[Call], lost: int = 0, why: str = "", unmatched: str = "") -> str:
     """The table of `python -m ste_compile run`, at most 100 columns wide.
 
     Args:
         calls: each call of `torch.compile`.
         lost: how many graphs came from a compile cache that keeps no word of their sites.
         why: what ended the process, if the process itself did not.
+        unmatched: which levels are for modules that have no site, in words.
     """
-    return layout(_blocks(report, calls, lost, why))
+    return layout(_blocks(report, calls, lost, why, unmatched))
 
 
-def _blocks(report: Report, calls: Sequence[Call], lost: int, why: str) -> Iterator[str | Table]:
+def _blocks(report: Report, calls: Sequence[Call], lost: int, why: str, unmatched: str) -> Iterator[str | Table]:
     cached = sum(graph.from_cache for graph in report.graphs)
     yield (
         f"ste-compile, torch {report.torch}, numerics={report.numerics!r}: {plural(len(report.sites), 'site')}, "
@@ -43,6 +44,8 @@ def _blocks(report: Report, calls: Sequence[Call], lost: int, why: str) -> Itera
     )
     if why:
         yield f"{why}; this is what was compiled until then"
+    if unmatched:
+        yield unmatched
     rows: dict[tuple[str, ...], list[tuple[Graph, Site]]] = defaultdict(list)
     for graph in report.graphs:
         for site in graph.sites:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .. import _torch, hooks
 from ..inspection import record
 from ..inspection.report import Site
 from ..passes import levels
-from ..passes.levels import DEFAULT, LEVELS, Numerics
+from ..passes.levels import DEFAULT, LEVELS, Asked, Numerics, Rules
 from ..state import modules_of
 from .compare import bitwise_equal, describe, error, largest, permitted, stock_bound, ulp
 from .compiling import OURS, STOCK, fresh, own
@@ -26,7 +26,7 @@ SHOWN = 8  # differences listed in a message
 def assert_equivalent(
     fn_or_module: Callable[..., Any],
     *args: Any,
-    numerics: Numerics = "exact",
+    numerics: Asked = "exact",
     backward: bool = True,
     train: bool | None = None,
     rng_seed: int = 0,
@@ -58,7 +58,8 @@ def assert_equivalent(
         fn_or_module: called with copies of `args` and `kwargs`; its parameters, buffers, gradients and training flag are as they
             were afterwards, and so is the global random state. Of a function, the modules that it closes over or is a method of
             count.
-        numerics: "exact", "finite" or "algebraic".
+        numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`): all is
+            then held to the one that promises least.
         backward: also run and compare the backward, from every output that requires a gradient.
         train: put modules into training mode (True) or inference mode (False) for the runs; None: as they are.
         rng_seed: seeds torch's generators before each run, so that dropout draws the same numbers.
@@ -66,14 +67,15 @@ def assert_equivalent(
 
     Raises:
         AssertionError: they differ; the message names the tensors, the worst element, and the sites.
-        ValueError: `numerics` is not a level, or `backend` not one of the two.
+        ValueError: `numerics` is not a level, or has a key that is no module path or that matches no site; or `backend` is not
+            one of the two.
         TypeError: `fn_or_module` is not callable, or `train` or `rng_seed` is of another type.
 
         >>> from ste_compile import ste_forward
         >>> host, seed = torch.ones(2, 3), torch.randn(2, 3, requires_grad=True)
         >>> assert_equivalent(ste_forward, host, seed, numerics="finite")
     """
-    levels.check(numerics)
+    rules = levels.check(numerics)
     if not callable(fn_or_module):
         raise TypeError(f"assert_equivalent: fn_or_module must be callable, got {type(fn_or_module).__name__}")
     if backend not in STOCK:
@@ -83,8 +85,10 @@ def assert_equivalent(
     if not isinstance(rng_seed, int):
         raise TypeError(f"assert_equivalent: rng_seed must be an integer, got {rng_seed!r}")
     how = {"backward": backward, "train": train, "rng_seed": rng_seed}
-    comparison = Comparison(fn_or_module, args, kwargs, how, numerics, backend)
-    if differences := comparison.differences():
+    comparison = Comparison(fn_or_module, args, kwargs, how, rules, backend)
+    differences = comparison.differences()
+    levels.check_matched(rules, {path for site in comparison.sites for path in site.modules})
+    if differences:
         raise AssertionError(comparison.message(differences))
 
 
@@ -96,7 +100,7 @@ class Comparison:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     how: dict[str, Any]
-    numerics: Numerics
+    numerics: Rules
     backend: str
     sites: tuple[Site, ...] = ()
 
@@ -109,9 +113,9 @@ class Comparison:
 
     @cached_property
     def ours(self) -> Run:
-        backend = OURS[self.backend]
+        backend, options = OURS[self.backend], cast(dict[str, Any], {"numerics": self.numerics})
         with _torch.compiling_alone(), record.collect(graphs=False) as recorder:
-            done = self._run(lambda fn: torch.compile(own(fn), backend=fresh(backend), options={"numerics": self.numerics}))
+            done = self._run(lambda fn: torch.compile(own(fn), backend=fresh(backend), options=options))
         self.sites = recorder.sites()
         return done
 
@@ -130,7 +134,7 @@ class Comparison:
     @property
     def level(self) -> Numerics:
         cancelled = any(site.action == "cancelled" for site in self.sites)
-        return self.numerics if cancelled else DEFAULT
+        return self.numerics.least if cancelled else DEFAULT
 
     def differences(self) -> list[str]:
         """In words, each thing about our run that differs from eager's and is neither permitted nor stock's own."""
@@ -173,7 +177,7 @@ class Comparison:
         if wrong.any():
             yield f"{name}: {describe(ours, eager, wrong)}{note}"
         elif LEVELS[self.level].compared != "bits" and eager.numel() and not eager.isfinite().any():
-            yield f"{name}: eager is nowhere finite, and of that numerics={self.numerics!r} promises nothing: use other inputs"
+            yield f"{name}: eager is nowhere finite, and of that numerics={self.level!r} promises nothing: use other inputs"
 
     def _no_further_than_stock(self, name: str, ours: Tensor, eager: Tensor, wrong: Tensor) -> tuple[Tensor, str]:
         stock = self.stock.tensors.get(name)
@@ -208,7 +212,7 @@ class Comparison:
         return found
 
     def message(self, differences: list[str]) -> str:
-        asked = f"numerics={self.numerics!r}, backend={self.backend!r}"
+        asked = f"numerics={str(self.numerics)!r}, backend={self.backend!r}"
         lines = [f"not equivalent to eager at {asked}: {len(differences)} difference(s)"]
         culprits = self.culprits()
         for difference in differences[:SHOWN]:

@@ -105,7 +105,7 @@ def _exact(graph: Graph) -> Iterator[Node]:
             or (node.target in ROUNDS_NOTHING and exact.issuperset(inputs))
         ):
             exact.add(node)
-        elif (node.target in ROUNDS_ONCE or is_cast(node)) and exact.issuperset(inputs) and not _multiplies_a_scalar(node):
+        elif (node.target in ROUNDS_ONCE or is_cast(node)) and exact.issuperset(inputs) and not _rounds_a_scalar(node):
             once.add(node)
         if node in exact:
             once.add(node)
@@ -116,9 +116,10 @@ def _is_fused(site: Site) -> bool:
     return site.refusal is None or site.refusal.reason in (Reason.NO_GRADIENT, Reason.ROUNDED_LATER)
 
 
-def _multiplies_a_scalar(node: Node) -> bool:
-    """Whether a product may read a 0-dim tensor of another dtype, which eager's CPU kernels do not round, and a GPU's do."""
-    return node.target is aten.mul.Tensor and any(fake(each).ndim == 0 < fake(node).ndim for each in node.all_input_nodes)
+def _rounds_a_scalar(node: Node) -> bool:
+    """Whether an operation reads a 0-dim tensor of another dtype: eager rounds it first (in products, only on a GPU), and outside of
+    sites Inductor does not."""
+    return any(fake(each).ndim == 0 < fake(node).ndim and fake(each).dtype != fake(node).dtype for each in node.all_input_nodes)
 
 
 def _leaves_alone(tree: tuple[Node, ...]) -> bool:
