@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ste_compile.passes import sharding
 from ste_compile.passes.ops import ORDERS, _gradients, rounded, straight_through
 
 import ste_compile
@@ -150,3 +151,25 @@ def test_oracle_compiles_whole_with_dynamic_shapes():
     for n in (3, 5, 8):
         host, seed = torch.randn(n, 4), torch.randn(n, 1)
         assert torch.equal(fn(host, seed), host)
+
+
+@pytest.mark.parametrize(
+    "shapes, expected",
+    [
+        (((4, 6), (4, 6)), ["R R R", "S0 S0 S0", "S1 S1 S1"]),
+        (((4, 6), (6,)), ["R R R", "S0 S0 R", "S1 S1 S0"]),  # broadcast along a dimension that it has not
+        (((4, 1), (2, 4, 6)), ["R R R", "S0 R S0", "S1 S0 S1", "S2 R S2"]),  # ... and expanded
+        (((), (3,)), ["R R R", "S0 R S0"]),
+        (((3,), (1, 1)), ["R R R", "S0 R S0", "S1 S0 R"]),
+    ],
+)
+def test_a_shard_of_the_result_needs_that_shard_of_each_operand(shapes, expected):
+    """The placements of the result, then of each operand: replicated, or a shard of one dimension."""
+    pytest.importorskip("torch.distributed.tensor")
+    operands = [SimpleNamespace(shape=torch.Size(shape), placements=()) for shape in shapes]
+    rows = sharding.pointwise(*operands, "v + (s - s)", torch.float32)
+    assert [" ".join(_letter(each) for each in (*results, *inputs)) for results, inputs in rows] == expected
+
+
+def _letter(placement):
+    return f"S{placement.dim}" if placement.is_shard() else "R"

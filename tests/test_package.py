@@ -86,7 +86,7 @@ def test_every_link_leads_somewhere(page):
             found = page.parent / path if path else page
             assert found.exists(), target
             headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if heading else ()
-            assert not heading or heading in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}, (
+            assert not heading or heading in {re.sub(r"[^a-z0-9_ -]", "", each.lower()).replace(" ", "-") for each in headings}, (
                 target
             )
 

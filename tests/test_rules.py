@@ -148,7 +148,7 @@ class Model(nn.Module):
 
 class Quantizer(nn.Module):
     def forward(self, x):
-        return x + (x.round() - x).detach()
+        return x + ((8 * x).round() / 100 - x).detach()
 
 
 RULES = {"encoder.quantizer": "algebraic", "seeds.*": "finite", "seeds.1": "exact"}
@@ -199,8 +199,8 @@ def test_a_rewritten_program_loses_the_weights_of_one_module_s_surrogates():
 
 def test_a_model_is_held_to_the_level_that_promises_least():
     """Broken by: the bits of `exact`, the rule of all; seen to fail."""
-    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    assert_equivalent(Model(), x, numerics=RULES)
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert_equivalent(Model().bfloat16(), x, numerics=RULES)
 
 
 SCRIPT = """
