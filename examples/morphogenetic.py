@@ -215,15 +215,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     console = Console(width=None if os.isatty(1) else 120)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    tables = []
-    with Progress(*columns, console=console) as progress:
+    console.print(f"torch {torch.__version__}, {device.type}, batch {BATCH}, bf16 autocast")
+    with Progress(*columns, console=console, transient=True) as progress:
         for seeds in (1, 4):
             contestants = run(seeds, rounds, device, progress)
             compare.check({c.name: c for c in contestants[:5]})
-            tables.append(table(seeds, contestants))
-    console.print(f"torch {torch.__version__}, {device.type}, batch {BATCH}, bf16 autocast")
-    for each in tables:
-        console.print(each)
+            console.print(table(seeds, contestants))
 
 
 if __name__ == "__main__":

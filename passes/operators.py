@@ -28,7 +28,8 @@ class Operator:
     """`adds` gives what an operator adds up, from its arguments; None for an atom. The other fields are about zeros, by position
     of an argument: the result is zero if one of `zero` is and the others are finite, or if all of `every` are; it is the first
     argument if one of `product` is zero. `only` is what else must hold of the node. `inside`: where a zero goes through this
-    operator to its site, the operator is part of the site's arithmetic, which is fused as a whole where it is not cancelled."""
+    operator to its site, the operator is part of the site's arithmetic, as each that adds up is; a site that is not cancelled is
+    fused with all of its arithmetic."""
 
     adds: Callable[..., list[Addend]] | None = None
     zero: tuple[int, ...] = ()
@@ -110,12 +111,12 @@ OPERATORS: dict[Any, Operator] = {
     aten.sub.Scalar: Operator(lambda a, b, alpha=1: [(1, a), (-alpha, b)]),
     aten.rsub.Tensor: Operator(lambda a, b, alpha=1: [(1, b), (-alpha, a)]),
     aten.rsub.Scalar: Operator(lambda a, b, alpha=1: [(1, b), (-alpha, a)]),
-    aten.neg.default: Operator(lambda a: [(-1, a)], zero=(0,), inside=True),
-    aten.mul.Tensor: Operator(_multiplied, zero=(0, 1), inside=True),
-    aten.mul.Scalar: Operator(_multiplied, zero=(0,), inside=True),
-    aten.div.Tensor: Operator(_divided, zero=(0,), inside=True),
-    aten.div.Scalar: Operator(_divided, zero=(0,), inside=True),
-    **dict.fromkeys((*MARKERS, *COPIES), Operator(lambda a, **layout: [(1, a)], zero=(0,), inside=True)),
+    aten.neg.default: Operator(lambda a: [(-1, a)], zero=(0,)),
+    aten.mul.Tensor: Operator(_multiplied, zero=(0, 1)),
+    aten.mul.Scalar: Operator(_multiplied, zero=(0,)),
+    aten.div.Tensor: Operator(_divided, zero=(0,)),
+    aten.div.Scalar: Operator(_divided, zero=(0,)),
+    **dict.fromkeys((*MARKERS, *COPIES), Operator(lambda a, **layout: [(1, a)], zero=(0,))),
     aten.view.default: _MOVES,
     aten._unsafe_view.default: _MOVES,
     aten.reshape.default: _MOVES,

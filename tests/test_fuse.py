@@ -114,8 +114,9 @@ def test_a_leaf_that_two_sites_share_and_a_difference_in_both():
     assert len(outcomes) == 2 and [user.target for user in shared.users] == [ROUNDED]
 
 
-@pytest.mark.parametrize("alpha, action", ((1, "fused"), (2, "left"), (0.5, "left")))
+@pytest.mark.parametrize("alpha, action", ((1, "fused"), (-1, "fused"), (2, "left"), (-2, "left"), (0.5, "left")))
 def test_arithmetic_with_an_alpha_is_left(alpha, action):
+    """One that only changes a sign rounds nothing."""
     fn = lambda v, s, _: torch.sub(torch.add(v, s, alpha=alpha), s.detach(), alpha=alpha)  # noqa: E731
     _, (outcome,) = fused(fn, *tensors())
     assert outcome.action == action and (action == "fused" or outcome.why.reason is Reason.ALPHA)

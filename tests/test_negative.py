@@ -127,8 +127,9 @@ def test_refusals_say_why():
     a, b, c = (torch.randn(4, requires_grad=True) for _ in range(3))
     (poisoned,) = [s for s in _sites(kahan_detached, a, b, c) if s.refusal]
     assert poisoned.refusal.reason is Reason.ERROR_IS_USED and "rounding error" in str(poisoned.refusal)
-    (scaled,) = _sites(lambda h, s: torch.add(s - s.detach(), h, alpha=2), a, b)
-    assert str(scaled.refusal) == "the value is scaled by alpha=2"
+    for alpha in (2, 0.5):
+        (scaled,) = _sites(lambda h, s, alpha=alpha: torch.add(s - s.detach(), h, alpha=alpha), a, b)
+        assert str(scaled.refusal) == f"the value is scaled by alpha={alpha}"
     (held,) = _sites(lambda h, s, t: ((o := h + s) * 2, (o + t) - s.detach()), a, b, c)
     assert held.refusal == Reason.NO_HOLDER.of()
 
