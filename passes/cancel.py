@@ -19,7 +19,7 @@ from typing import Any
 from torch.fx import Graph
 
 from .effects import effects, keep
-from .levels import LEVELS, Asked, Rules, check
+from .levels import LEVELS, Levels, Rules, check
 from .meta import CANCELLED
 from .nodes import aten, module_path, uncast
 from .outcomes import Outcome, Reason, Refused, Site
@@ -29,7 +29,7 @@ from .replace import Rewrites, replace_with_value
 def cancel(
     graph: Graph,
     sites: Iterable[Site],
-    numerics: Asked,
+    numerics: Levels,
     *,
     deferred: bool = True,
     can_keep: Callable[[], bool] = lambda: True,

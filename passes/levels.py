@@ -72,7 +72,7 @@ class Rules:
         return min(found, key=lambda rule: RANK[rule[1]], default=self.rules[0])
 
 
-Asked = Numerics | Mapping[str, Numerics] | Rules  # what a caller may ask for
+Levels = Numerics | Mapping[str, Numerics] | Rules  # one for all, or one for each module
 RANK = {level: rank for rank, level in enumerate(LEVELS)}  # the fewer, the more it promises
 
 

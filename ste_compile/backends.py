@@ -17,7 +17,7 @@ from .inspection import dump, record
 from .marking import mark
 from .options import check_deferred, inductor_options
 from .passes import levels
-from .passes.levels import DEFAULT, LEVELS, Asked, Numerics, Rules
+from .passes.levels import DEFAULT, LEVELS, Levels, Numerics, Rules
 from .passes.new_nodes import cast_as_eager
 from .passes.nodes import subgraphs
 
@@ -73,7 +73,7 @@ def from_dynamo(gm: GraphModule, recorders: Sequence[record.Recorder] = ()) -> I
         yield
 
 
-def backend(*, numerics: Asked = "exact") -> Backend:
+def backend(*, numerics: Levels = "exact") -> Backend:
     """A backend to hand to `torch.compile(model, backend=..., mode=...)`.
 
     Args:

@@ -26,7 +26,7 @@ from .inspection import record
 from .inspection.report import Report
 from .passes import cancel, levels, recognise
 from .passes.cancel import drop_assertions
-from .passes.levels import Asked, Rules
+from .passes.levels import Levels, Rules
 from .passes.new_nodes import cast_as_eager
 from .passes.nodes import subgraphs, tensor
 from .passes.ops import ops
@@ -36,7 +36,7 @@ Program = TypeVar("Program", ExportedProgram, GraphModule)
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-def rewrite(program: Program, *, numerics: Asked = "finite") -> tuple[Program, Report]:
+def rewrite(program: Program, *, numerics: Levels = "finite") -> tuple[Program, Report]:
     """A new program without the surrogates that a level removes, and a report of every site.
 
     Args:

@@ -28,13 +28,13 @@ from torch.fx import Graph, GraphModule, Node
 from . import _torch, lowering
 from .inspection import contexts, dump, record
 from .passes import Outcome, Reason, Site, cancel, defer, fuse, levels, recognise, release, tag
-from .passes.levels import Asked
+from .passes.levels import Levels
 from .passes.meta import CANCELLED
 
 JOINT, PARTITION, POST_GRAD = "joint_custom_pre_pass", "custom_partitioner_fn", "post_grad_custom_pre_pass"
 
 
-def run_joint(graph: Graph, numerics: Asked, deferred: bool = True) -> None:
+def run_joint(graph: Graph, numerics: Levels, deferred: bool = True) -> None:
     """Recognise, cancel and tag, in place: what happens to a joint or inference graph. Cancelled surrogates stay in the forward
     where the backward could not run them in a region."""
     rules = levels.check(numerics)
@@ -130,7 +130,7 @@ def _skipped(run: Callable[..., Any], error: Exception) -> None:
 class JointPass(_torch.CustomGraphPass):
     """`run_joint` as an Inductor pass."""
 
-    def __init__(self, numerics: Asked, deferred: bool = True) -> None:
+    def __init__(self, numerics: Levels, deferred: bool = True) -> None:
         self.numerics, self.deferred = levels.check(numerics), deferred
 
     def __call__(self, graph: Graph) -> None:

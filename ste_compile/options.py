@@ -10,11 +10,11 @@ from torch.fx import Graph
 from . import _torch, trial
 from .hooks import JOINT, PARTITION, POST_GRAD, JointPass, Partitioner, PostGradPass
 from .passes import levels
-from .passes.levels import Asked
+from .passes.levels import Levels
 
 
 def inductor_options(
-    *, numerics: Asked = "exact", deferred: bool = True, options: Mapping[str, Any] | None = None
+    *, numerics: Levels = "exact", deferred: bool = True, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Options for `torch.compile` that add the passes to stock Inductor.
 

@@ -34,7 +34,7 @@ from .inspection.progress import doing
 from .inspection.report import Graph, Report
 from .options import inductor_options, passes_of
 from .passes import levels
-from .passes.levels import Asked
+from .passes.levels import Levels
 
 _compiling: ContextVar[bool] = ContextVar("ste_compile_run_compiling", default=False)
 
@@ -45,7 +45,7 @@ class Run:
     They are written after each compilation and at the end, so that a process that is killed leaves what was found until then.
     The table is printed on standard error: by rank 0 alone, in a distributed job, where each rank writes files of its own."""
 
-    def __init__(self, numerics: Asked, files: Mapping[Path, Callable[[Report], str]]) -> None:
+    def __init__(self, numerics: Levels, files: Mapping[Path, Callable[[Report], str]]) -> None:
         self.rules, self.files = levels.check(numerics), files
         self.rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
         if ranks > 1 and self.rank:

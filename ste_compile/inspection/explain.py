@@ -21,7 +21,7 @@ from ..backends import compile_with
 from ..hooks import JOINT, POST_GRAD
 from ..options import chained, inductor_options
 from ..passes import levels
-from ..passes.levels import Asked
+from ..passes.levels import Levels
 from ..passes.meta import OWNER
 from ..state import modules_of, state_kept
 from .breaks import graph_breaks
@@ -35,7 +35,7 @@ from .report import Report
 Site = tuple[int, int]  # (which record, which site of it)
 
 
-def explain(fn: Callable[..., Any], /, *args: Any, numerics: Asked = "exact", **kwargs: Any) -> Report:
+def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", **kwargs: Any) -> Report:
     """Compile `fn` afresh, run one forward and one backward, and report every site: what it is, what was done, and why.
 
     Args:

@@ -14,7 +14,7 @@ from .. import _torch, hooks
 from ..inspection import record
 from ..inspection.report import Site
 from ..passes import levels
-from ..passes.levels import DEFAULT, LEVELS, Asked, Numerics, Rules
+from ..passes.levels import DEFAULT, LEVELS, Levels, Numerics, Rules
 from ..state import modules_of
 from .compare import bitwise_equal, describe, error, largest, permitted, stock_bound, ulp
 from .compiling import OURS, STOCK, fresh, own
@@ -26,7 +26,7 @@ SHOWN = 8  # differences listed in a message
 def assert_equivalent(
     fn_or_module: Callable[..., Any],
     *args: Any,
-    numerics: Asked = "exact",
+    numerics: Levels = "exact",
     backward: bool = True,
     train: bool | None = None,
     rng_seed: int = 0,
