@@ -14,7 +14,7 @@ import copy
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # A graph from the cache ran no pass, and then there would be no sites to count.
 os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
@@ -85,7 +85,7 @@ class Host(nn.Module):
 class Contestant:
     """One way to run one model: its own weights, optimiser and compiled code, from a common start."""
 
-    def __init__(self, name: str, model: Host, device: torch.device) -> None:
+    def __init__(self, name: str, model: Host, device: torch.device, generate: bool) -> None:
         self.name = name
         self.model = copy.deepcopy(model)
         if name == "host alone":
@@ -96,12 +96,13 @@ class Contestant:
         self.losses: list[float] = []
         self.steps: list[float] = []
         self.inferences: list[float] = []
-        self.forward = self.compiled() if name != "eager" else self.model
+        self.forward = self.compiled(generate) if name != "eager" else self.model
 
-    def compiled(self) -> Callable[[Tensor], Tensor]:
+    def compiled(self, generate: bool) -> Callable[[Tensor], Tensor]:
         if self.name in LEVELS:
-            return torch.compile(self.model, backend=ste_compile.backend(numerics=self.name))
-        return torch.compile(self.model)
+            backend = "ste" if generate else "ste_aot_eager"
+            return torch.compile(self.model, backend=backend, options={"numerics": self.name})
+        return torch.compile(self.model, backend="inductor" if generate else "aot_eager")
 
     def loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -155,12 +156,12 @@ def digits(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def run(seeds: int, rounds: int, device: torch.device, progress: Progress) -> list[Contestant]:
+def run(seeds: int, rounds: int, device: torch.device, generate: bool, progress: Progress) -> list[Contestant]:
     torch.manual_seed(0)
     model = Host(seeds).to(device, memory_format=torch.channels_last)
     images, labels, test_images, test_labels = digits(device)
     torch.compiler.reset()
-    contestants = [Contestant(name, model, device) for name in CONTESTANTS]
+    contestants = [Contestant(name, model, device, generate) for name in CONTESTANTS]
     compiling = progress.add_task(f"{seeds} seed(s): compile", total=len(contestants))
     for contestant in contestants:
         contestant.first(images[:BATCH], labels[:BATCH])
@@ -206,19 +207,20 @@ def table(seeds: int, contestants: list[Contestant]) -> Table:
     return result
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None, generate: bool = True) -> None:
+    """Without `generate` the models run in eager's kernels, which compiles at once: for tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=55, help="training steps of each contestant (default: 55, five epochs)")
-    rounds = parser.parse_args().rounds
+    rounds = parser.parse_args(given).rounds
     if rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {rounds}")
+        parser.error(f"argument --rounds: must be at least 1, got {rounds}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     console = Console(width=None if os.isatty(1) else 120)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console.print(f"torch {torch.__version__}, {device.type}, batch {BATCH}, bf16 autocast")
     with Progress(*columns, console=console, transient=True) as progress:
         for seeds in (1, 4):
-            contestants = run(seeds, rounds, device, progress)
+            contestants = run(seeds, rounds, device, generate, progress)
             compare.check({c.name: c for c in contestants[:5]})
             console.print(table(seeds, contestants))
 

@@ -1,8 +1,10 @@
-"""`examples/vq_vae.py`, `bitnet.py`, `lsq.py` and `gumbel_router.py`: what each claims, shows, draws and refuses."""
+"""`examples/morphogenetic.py`, `vq_vae.py`, `bitnet.py`, `lsq.py` and `gumbel_router.py`: what each claims, shows, draws, refuses."""
 
 import importlib
+import os
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -36,6 +38,18 @@ def ran(tmp_path_factory):
         return {result.name: result for result in results}, picture
 
     return run
+
+
+def test_the_first_example_shows_what_seeds_cost(capsys):
+    """With one seed and with four, in inference and in what is saved, `finite` is the host alone."""
+    with mock.patch.dict(os.environ):  # it turns torch's caches off
+        example("morphogenetic").main(["--rounds", "2"], generate=False)
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines() if line.strip().startswith((*CONTESTANTS, "host alone"))]
+    assert [row[0] for row in rows] == [*CONTESTANTS, "host"] * 2
+    for seeds, (_, stock, exact, finite, _, host) in zip((1, 4), (rows[:6], rows[6:])):
+        assert (exact[7:9], finite[7:9]) == (["0", str(seeds)], [str(seeds), "0"])
+        assert finite[6] == host[7] and float(finite[6]) < float(stock[6])
 
 
 def off(results, column):

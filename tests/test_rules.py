@@ -191,6 +191,14 @@ def test_a_function_has_the_rule_of_all():
     assert [(site.rule, site.action, site.modules) for site in recorder.sites()] == [("", "cancelled", ("",))]
 
 
+def test_a_parametrization_is_inside_the_module_whose_weight_it_makes():
+    linear = nn.utils.parametrize.register_parametrization(nn.Linear(4, 4), "weight", Quantizer())
+    report = ste_compile.explain(nn.Sequential(linear, nn.ReLU()), torch.randn(2, 4), numerics={"0": "algebraic"})
+    assert [(site.rule, site.action, site.modules[0]) for site in report.sites] == [
+        ("0", "cancelled", "0.parametrizations.weight.0")
+    ]
+
+
 def test_a_rewritten_program_loses_the_weights_of_one_module_s_surrogates():
     program, report = ste_compile.rewrite(torch.export.export(Model(), (torch.randn(2, 4),)), numerics={"seeds.0": "finite"})
     assert [(site.rule, site.action) for site in report.sites] == [("", "left"), ("seeds.0", "cancelled"), ("", "left")]
