@@ -17,7 +17,7 @@ several surrogates, the level that promises most does.
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -73,13 +73,13 @@ class Rules:
 
 
 Levels = Numerics | Mapping[str, Numerics] | Rules  # one for all, or one for each module
-RANK = {level: rank for rank, level in enumerate(LEVELS)}  # the fewer, the more it promises
+RANK = {level: rank for rank, level in enumerate(LEVELS)}  # the first promises most
 
 
 def _matches(pattern: str, paths: Collection[str]) -> bool:
-    parts = pattern.split(".") if pattern else []
-    inside = (path.split(".") for path in paths)
-    return not parts or any(len(parts) <= len(path) and all(map(fnmatch.fnmatchcase, path, parts)) for path in inside)
+    """Whether one of the paths is that of a module which the pattern names, or is inside of one."""
+    form = re.escape(pattern).replace(r"\*", r"[^.]*") + r"(\..*)?" if pattern else ".*"
+    return any(re.fullmatch(form, path) for path in paths)
 
 
 def _length(rule: tuple[str, Numerics]) -> tuple[int, int, int]:

@@ -38,6 +38,8 @@ LEVELS = tuple(levels.LEVELS)
         ({"*.quantizer": "finite"}, ["a.encoder.quantizer"], ""),
         ({"seeds.*": "finite", "seeds.1": "exact"}, ["seeds.1"], "seeds.1"),
         ({"layer*": "finite"}, ["layer12.x"], "layer*"),
+        ({"heads[0]": "finite"}, ["heads[0]"], "heads[0]"),  # of a plain list, as reports name it
+        ({"heads[0]": "finite"}, ["heads0"], ""),
         ({"a*": "finite", "*a": "exact"}, ["aa"], "*a"),  # alike: the one that promises more
     ],
 )
