@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_numerics(explain, DEFAULT)
     explain.add_argument("--html", metavar="OUT", type=Path, help="also write the report as one self-contained page")
     explain.add_argument("--json", metavar="OUT", help="also write it as JSON; - for standard output, in place of the table")
+    explain.add_argument(
+        "--values", action="store_true", help="also say how far eager's values are from what the sites stand for"
+    )
     explain.add_argument("--diff", action="store_true", help="also print what the passes change in each graph, as a diff")
     rewrite = commands.add_parser("rewrite", help="write an exported program without the surrogates that a level removes")
     rewrite.add_argument("source", metavar="IN.pt2", help="what torch.export.save wrote")
@@ -208,7 +211,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     from .inspection.explain import explain
 
     try:
-        report = explain(model, *args, numerics=parsed.rules, **kwargs)
+        report = explain(model, *args, numerics=parsed.rules, values=parsed.values, **kwargs)
     except levels.Unmatched:
         raise
     except Exception as error:

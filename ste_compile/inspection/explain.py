@@ -31,15 +31,18 @@ from .graph_record import STOCK, Record
 from .progress import doing
 from .record import Recorder, recording
 from .report import Report
+from .values import ValueMeter
 
 Site = tuple[int, int]  # (which record, which site of it)
 
 
-def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", **kwargs: Any) -> Report:
+def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", values: bool = False, **kwargs: Any) -> Report:
     """Compile `fn` afresh, run one forward and one backward, and report every site: what it is, what was done, and why.
 
     Args:
         fn: a module, a function, or what `torch.compile` made of one.
+        values: also run the forward once more, on eager's own kernels, and say of each site how far eager's result is from the
+            value that the estimator stands for.
         args, kwargs: what to call it with. Grad mode, autocast and `torch._dynamo.mark_dynamic` count as they do in any call.
         numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`).
 
@@ -79,7 +82,13 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", *
         _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
     with doing("counting what each site frees"):
         stock.finish()
-        return replace(recorder.report(), numerics=str(rules), breaks=breaks())
+        report = replace(recorder.report(), numerics=str(rules), breaks=breaks())
+    if not values:
+        return report
+    meter = ValueMeter()
+    with doing("running the forward on eager's kernels"):
+        _call(fn, args, kwargs, meter)
+    return meter.fill_in(report)
 
 
 def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -196,13 +205,15 @@ def _by_owner(nodes: Any) -> dict[Site, list[Node]]:
 
 def _run(fn: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> None:
     """One forward and backward, compiled for this call alone."""
+    _call(fn, args, kwargs, lambda gm, inputs: compile_with(gm, inputs, options), backward=True)
 
-    def backend(gm: Any, inputs: Any) -> Any:
-        return compile_with(gm, inputs, options)
 
+def _call(fn: Callable[..., Any], args: Any, kwargs: Any, backend: Callable[..., Any], backward: bool = False) -> None:
     args, kwargs = _torch.pytree.tree_map_only(Tensor, _own_graph, (args, kwargs))
     with kept(fn, args, kwargs):
         outputs = _torch.pytree.tree_leaves(_torch.compiled_apart(fn, backend)(*args, **kwargs))
+        if not backward:
+            return
         outputs = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
         if leaves := _leaves(outputs):  # `grad`, not `backward`: it neither accumulates nor calls the hooks on accumulation
             torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)

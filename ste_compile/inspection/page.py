@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -25,7 +26,7 @@ from .drawing import STATES, draw
 from .figures import BYTES, COUNTS, NOT_MEASURED, Figures, difference, mebibytes
 
 if TYPE_CHECKING:
-    from .report import Graph, Report, Site
+    from .report import Graph, Report, Site, Values
 
 ACTIONS = ("cancelled", "fused", "left")
 FIGURES = {count: count for count in COUNTS} | BYTES | {"bytes_saved": "saved for the backward"}  # field -> heading
@@ -55,6 +56,7 @@ def render(report: Report) -> str:
         figures=FIGURES,
         rows=part_rows,
         jumps=jumps,
+        bars=bars,
         draw=draw,
         line_id=line_id,
         site_of=site_of,
@@ -64,6 +66,24 @@ def render(report: Report) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Of a histogram: how many elements are at most so far off, in ulp, and further than the bar before. `height`: pixels."""
+
+    distance: str
+    count: str
+    height: int
+
+
+def bars(values: Values) -> list[Bar]:
+    most = max((count for _, count in values.histogram), default=0)
+    return [Bar(_short(distance), f"{count:,}", max(1, round(28 * count / most))) for distance, count in values.histogram]
+
+
+def _short(number: int) -> str:
+    return str(number) if number < 1024 else f"2^{number.bit_length() - 1}"
 
 
 # Text

@@ -73,7 +73,7 @@ def _why(site: Site) -> list[str]:
     lines = [f"{site.action}: {site.reason}"]
     if site.action == "cancelled":
         lines.append(f"frees {site.frees}")
-    return [*lines, *site.notes]
+    return [*lines, *site.notes, *filter(None, [site.said_of_values()])]
 
 
 def _parts(graph: Graph) -> Table:
