@@ -10,8 +10,9 @@ from torch import nn
 
 import ste_compile
 from ste_compile.__main__ import main
-from ste_compile.inspection import values
-from ste_compile.inspection.report import Report, Values
+from ste_compile.inspection import tally, values
+from ste_compile.inspection.figures import Values
+from ste_compile.inspection.report import Report
 from ste_compile.testing.compare import ulp_distance
 from ste_compile.testing.compiling import own
 
@@ -58,8 +59,8 @@ def test_every_spelling_is_counted_element_for_element(dtypes):
 
 def test_distances_beyond_those_that_are_told_apart(monkeypatch):
     """Few are told apart here: the furthest is known all the same, and so is how many are off."""
-    monkeypatch.setattr(values, "MOST", 8)
-    monkeypatch.setattr(values, "PIECE", 16)
+    monkeypatch.setattr(tally, "MOST", 8)
+    monkeypatch.setattr(tally, "PIECE", 16)
     x, q = (torch.randn(64, generator=torch.Generator().manual_seed(i)) * 10**i for i in (0, 4))
     fn = lambda x, q: q + (x - q).detach()  # noqa: E731
     (found,) = seen(fn, x.requires_grad_(), q.requires_grad_())
@@ -115,8 +116,8 @@ def test_the_memory_of_one_forward(monkeypatch):
     Broken by: every node's result held until the end; seen to fail."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
     peak_of = importlib.import_module("benchmark_contestants").peak_of
-    monkeypatch.setattr(values, "PIECE", 2**12)
-    monkeypatch.setattr(values, "MOST", 2**10)
+    monkeypatch.setattr(tally, "PIECE", 2**12)
+    monkeypatch.setattr(tally, "MOST", 2**10)
     h, s = (torch.randn(2**18, requires_grad=True) for _ in range(2))
 
     def fn(h, s):
@@ -165,6 +166,15 @@ def test_the_report_has_them(tmp_path, capsys):
     assert main([*command, "--numerics", "algebraic"]) == 0
     assert not Report.from_json(out.read_text()).sites[0].said_of_values().endswith("what is meant")
     assert json.loads(out.read_text())["graphs"][0]["sites"][0]["values"]["off"] == site.values.off
+
+
+@pytest.mark.parametrize("shape", ((), (0,), (3, 0), (40, 7, 5), (7,)))
+def test_every_element_is_looked_at_once(shape, monkeypatch):
+    """Broken by: a piece too many, or none of a tensor without elements; seen to fail."""
+    monkeypatch.setattr(tally, "PIECE", 16)
+    x = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
+    for each in (x, x.mT if x.ndim > 1 else x):
+        assert torch.cat([*tally._pieces(each), torch.empty(0)]).equal(each.reshape(-1))
 
 
 def test_without_being_asked_nothing_is_measured():

@@ -23,10 +23,10 @@ from pygments.style import Style
 from pygments.token import Comment, Keyword, Name, String, Text
 
 from .drawing import STATES, draw
-from .figures import BYTES, COUNTS, NOT_MEASURED, Figures, difference, mebibytes
+from .figures import BYTES, COUNTS, NOT_MEASURED, Figures, Values, difference, mebibytes
 
 if TYPE_CHECKING:
-    from .report import Graph, Report, Site, Values
+    from .report import Graph, Report, Site
 
 ACTIONS = ("cancelled", "fused", "left")
 FIGURES = {count: count for count in COUNTS} | BYTES | {"bytes_saved": "saved for the backward"}  # field -> heading

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .figures import NOT_MEASURED, NOTHING, Figures
+from .figures import NOT_MEASURED, NOTHING, Figures, Values
 from .source import Frame
 
 SCHEMA = 1
@@ -38,48 +38,6 @@ class Operand:
 
     def __str__(self) -> str:
         return f"{self.node}: {self.type}" + (f" of {self.module}" if self.module else "")
-
-
-@dataclass(frozen=True)
-class Values:
-    """How far eager's result of a site is from the value that the estimator stands for, on real inputs (`explain(values=True)`).
-
-    `off` of `elements` differ, by `ulp_most` at most and `ulp_median` at the median: steps between neighbouring numbers of
-    `dtype`. `distinct` values there are, where `distinct_meant` would be: codes, levels (None: more than 65,536). `not_finite`
-    elements of cancelled terms are infinite or NaN, which `finite` hides. `histogram` has (distance up to, how many elements), by
-    powers of two."""
-
-    dtype: str
-    elements: int
-    off: int
-    ulp_most: int
-    ulp_median: int
-    distinct: int | None
-    distinct_meant: int | None
-    not_finite: int
-    histogram: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def is_on_a_grid(self) -> bool:
-        """Whether the values that are meant are few enough to be those of a grid or a codebook."""
-        return self.distinct_meant is not None and 4 * self.distinct_meant <= self.elements
-
-    def __str__(self) -> str:
-        """In words: "in eager 4.8% of elements are off, by 1 ulp of bfloat16 at the median and 3 at most"."""
-        if not self.off:
-            words = f"in eager all {self.elements:,} elements are what is meant"
-        else:
-            share = (
-                f"{self.off / self.elements:.1%}" if self.off * 2000 >= self.elements else f"{self.off:,} of {self.elements:,}"
-            )
-            words = f"in eager {share} of elements are off"
-            words += f", by {self.ulp_median:,} ulp of {self.dtype} at the median and {self.ulp_most:,} at most" * bool(
-                self.ulp_most
-            )
-        if self.is_on_a_grid and self.distinct != self.distinct_meant:
-            there = "more than 65,536" if self.distinct is None else f"{self.distinct:,}"
-            words += f": {there} distinct values, where {self.distinct_meant:,} are meant"
-        return words + f"; {self.not_finite:,} of the cancelled terms are not finite" * bool(self.not_finite)
 
 
 @dataclass(frozen=True)

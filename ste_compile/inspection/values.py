@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,75 +18,12 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from .. import _torch
 from ..backends import from_dynamo
 from ..passes import Site, Sum, number_values, recognise
-from ..testing.compare import ULP_DTYPES, ulp_distance
 from . import source
-from .report import Report, Values
-
-PIECE = 2**20  # elements looked at in one go
-MOST = 2**16  # distinct values that are counted, and distances in ulp that are told apart
+from .figures import Values
+from .report import Report
+from .tally import Tally
 
 Place = tuple[bool, str, int, str]  # (training, file, line, expression)
-
-
-@dataclass
-class Tally:
-    """What is known of one site so far. A surrogate, a value and a result are looked at piece by piece."""
-
-    dtype: torch.dtype
-    elements: int = 0
-    off: int = 0
-    not_finite: int = 0
-    near: Tensor = field(default_factory=lambda: torch.zeros(MOST, dtype=torch.int64))  # how often each distance below MOST
-    far: Counter[int] = field(default_factory=Counter)  # how often each other one; of more than MOST, by powers of two
-    furthest: int = 0
-    distinct: list[Tensor | None] = field(default_factory=lambda: [torch.empty(0), torch.empty(0)])  # of the result, of the value
-
-    def look(self, result: Tensor, value: Tensor) -> None:
-        differs = (result != value) & ~(result.isnan() & value.isnan())
-        self.elements += result.numel()
-        self.off += int(differs.sum())
-        if self.dtype in ULP_DTYPES:
-            apart = differs & result.isfinite() & value.isfinite()
-            distances = ulp_distance(result[apart], value[apart]).cpu()
-            self.furthest = max(self.furthest, int(distances.max()) if distances.numel() else 0)
-            self.near += torch.bincount(distances[distances < MOST], minlength=MOST)
-            for distance in distances[distances >= MOST].tolist():
-                self.far[distance if distance in self.far or len(self.far) < MOST else _bound(distance)] += 1
-        for i, each in enumerate((result, value)):
-            if (known := self.distinct[i]) is not None:
-                found = torch.cat([known.to(each), each]).unique()
-                self.distinct[i] = found if len(found) <= MOST else None
-
-    def values(self) -> Values:
-        counts = [(distance, int(self.near[distance])) for distance in self.near.nonzero().flatten().tolist()]
-        counts += sorted(self.far.items())
-        histogram: Counter[int] = Counter()
-        for distance, count in counts:
-            histogram[_bound(distance)] += count
-        before, median = 0, 0
-        for distance, count in counts:
-            before += count
-            if 2 * before >= sum(count for _, count in counts):
-                median = distance
-                break
-        distinct, meant = (None if each is None else len(each) for each in self.distinct)
-        name = str(self.dtype).removeprefix("torch.")
-        return Values(
-            name,
-            self.elements,
-            self.off,
-            self.furthest,
-            median,
-            distinct,
-            meant,
-            self.not_finite,
-            tuple(sorted(histogram.items())),
-        )
-
-
-def _bound(distance: int) -> int:
-    """The least power of two that is no less."""
-    return 1 << (distance - 1).bit_length()
 
 
 @dataclass
@@ -141,8 +78,7 @@ class _Measuring(Interpreter):
         for surrogate in site.surrogates:
             tally.not_finite += int((~self.value_of(surrogate).isfinite()).sum())
         value = torch.as_tensor(self.meant(site, result.dtype), device=result.device).to(result.dtype).expand(result.shape)
-        for piece, meant in zip(_pieces(result), _pieces(value)):
-            tally.look(piece, meant)
+        tally.look(result, value)
         return tally
 
     def value_of(self, node: Any) -> Any:
@@ -173,17 +109,6 @@ def _boxed(run: Callable[[list[Any]], Any]) -> Callable[..., Any]:
     return run
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """The elements in order, in pieces."""
-    rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
-    if rows.ndim > 1 and rows[0].numel() > PIECE:
-        for row in rows:
-            yield from _pieces(row)
-        return
-    count = max(1, PIECE // max(1, rows[0].numel() if len(rows) else 1))
-    yield from (piece.reshape(-1) for piece in rows.split(count))
-
-
 class ValueMeter:
     """A backend that runs the forward as it is, and what it saw of the sites, by place: those of one place in order."""
 
@@ -211,7 +136,7 @@ class ValueMeter:
             def run(args: list[Any]) -> Any:
                 results = _Measuring(module, found).boxed_run(args)
                 for each in found:  # of the first run: a loop may call the graph again
-                    self.found[each.place].append(each.tally and each.tally.values())
+                    self.found[each.place].append(each.tally.values() if each.tally else None)
                 found.clear()
                 return results
 
