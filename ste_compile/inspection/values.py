@@ -52,7 +52,7 @@ class _Measuring(Interpreter):
                 continue
             self.nodes |= {name: node for name, node in here.items() if node is not None}
             self.at[self.nodes[each.site.root.name]].append(each)
-            self.awaited.update(self.nodes[name] for name in set(_names(each.site)))
+            self.awaited.update({self.nodes[name] for name in _names(each.site)})
         self.held: dict[Node, Any] = {}
 
     def run(self, *args: Any, initial_env: dict[Node, Any] | None = None, **kwargs: Any) -> Any:
@@ -64,10 +64,11 @@ class _Measuring(Interpreter):
         if node in self.awaited:
             self.held[node] = result
         for each in self.at.get(node, ()):
-            if isinstance(result, Tensor) and not result.is_complex():
+            terms = {self.nodes[name] for name in _names(each.site)}
+            if isinstance(result, Tensor) and not result.is_complex() and terms <= self.held.keys():
                 with torch.no_grad():
                     each.tally = self.tally(each.site, result)
-            for term in map(self.nodes.__getitem__, set(_names(each.site))):
+            for term in terms:
                 self.awaited[term] -= 1
                 if not self.awaited[term]:
                     self.held.pop(term, None)
