@@ -15,7 +15,7 @@ node's `meta`), and for rewrites `replace`, `new_nodes` and `memory` (who shares
 way of others, and none imports anything of the package above.
 """
 
-from .cancel import cancel, modules_of
+from .cancel import cancel, module_paths
 from .defer import defer
 from .effects import release
 from .freed import freed, needed
@@ -38,7 +38,7 @@ __all__ = [
     "defer",
     "freed",
     "fuse",
-    "modules_of",
+    "module_paths",
     "needed",
     "number_values",
     "recognise",

@@ -81,7 +81,7 @@ def drop_assertions(graph: Graph) -> None:
         graph.erase_node(node)
 
 
-def modules_of(site: Site) -> tuple[tuple[str, str], ...]:
+def module_paths(site: Site) -> tuple[tuple[str, str], ...]:
     """Of each surrogate of a site, the modules that decide on its level: that whose code the site is, and that which computes the
     surrogate."""
     return tuple((module_path(site.root), module_path(uncast(surrogate))) for surrogate in site.surrogates)
@@ -90,7 +90,7 @@ def modules_of(site: Site) -> tuple[tuple[str, str], ...]:
 def _outcome(rewrites: Rewrites, site: Site, rules: Rules) -> Outcome:
     if site.refusal:
         return Outcome(site.root, site.refusal)
-    _, level = rules.deciding(modules_of(site))
+    _, level = rules.deciding(module_paths(site))
     if site.needs not in LEVELS[level].removes:
         return Outcome(site.root, Reason.LEVEL.of(site.needs))
     try:

@@ -55,6 +55,11 @@ class Rules:
         return ", ".join(f"{path}={level}" if path else level for path, level in self.rules)
 
     @property
+    def by_module(self) -> bool:
+        """Whether it depends on the module which level a site has."""
+        return len(self.rules) > 1
+
+    @property
     def removes(self) -> bool:
         """Whether any of its levels cancels anything."""
         return any(LEVELS[level].removes for _, level in self.rules)
@@ -66,7 +71,7 @@ class Rules:
 
     def deciding(self, terms: Iterable[Collection[str]]) -> tuple[str, Numerics]:
         """The rule for a site; `terms` are, of each of its surrogates, the paths of the modules that it is in."""
-        if len(self.rules) == 1:
+        if not self.by_module:
             return self.rules[0]
         found = [max((rule for rule in self.rules if _matches(rule[0], paths)), key=_length) for paths in terms]
         return min(found, key=lambda rule: RANK[rule[1]], default=self.rules[0])

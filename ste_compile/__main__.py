@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _backends()
     parser, command = {"run": (run, _run), "rewrite": (rewrite, _rewrite), "explain": (explain, _explain)}[parsed.command]
     try:
-        parsed.rules = _rules(parsed.numerics or [DEFAULT if parser is not rewrite else "finite"])
+        parsed.rules = _rules(parsed.numerics or [parsed.level])
         return command(parsed)
     except (Wrong, levels.Unmatched) as wrong:
         parser.print_usage(sys.stderr)
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_numerics(parser: argparse.ArgumentParser, default: str) -> None:
     words = f"the level (default: {default}), or that of one module, as in seeds.*=finite; may be given more than once"
     parser.add_argument("--numerics", metavar="[MODULE=]LEVEL", action="append", help=words)
+    parser.set_defaults(level=default)
 
 
 def _rules(texts: list[str]) -> levels.Rules:

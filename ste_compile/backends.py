@@ -33,7 +33,7 @@ class Backend:
 
     @property
     def __name__(self) -> str:
-        return f"ste_{self.numerics}" if len(self.numerics.rules) == 1 else "ste_by_module"
+        return "ste_by_module" if self.numerics.by_module else f"ste_{self.numerics}"
 
     def __call__(
         self, gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
@@ -141,7 +141,7 @@ def ste_aot_eager(
             guarded(run_post_grad, each.graph)
             cast_as_eager(each.graph)
             each.recompile()
-        return _boxed(graph_module)
+        return interpreted(graph_module)
 
     def inference(graph_module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         for each in subgraphs(graph_module):
@@ -155,9 +155,12 @@ def ste_aot_eager(
         return run(gm, example_inputs)
 
 
-def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:
-    def run(args: list[Any]) -> Any:
-        return torch.fx.Interpreter(gm).boxed_run(args)
+def interpreted(gm: GraphModule) -> Callable[..., Any]:
+    """The graph as it is, node by node."""
+    return boxed(lambda args: torch.fx.Interpreter(gm).boxed_run(args))
 
+
+def boxed(run: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """A function of a list of arguments, which it may empty, marked as one for AOTAutograd."""
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

@@ -138,7 +138,7 @@ class JointPass(_torch.CustomGraphPass):
         guarded(run_joint, graph, self.numerics, self.deferred)
 
     def uuid(self) -> Any:
-        identity, places = _uuid(), contexts.places() if len(self.numerics.rules) > 1 else ""
+        identity, places = _uuid(), contexts.places() if self.numerics.by_module else ""
         if identity is None or places is None:
             return None
         return identity, self.numerics.rules, places, self.deferred, _torch.backward_is_traced()

@@ -285,7 +285,7 @@ def test_onnx_runtime_computes_what_the_level_promises(strict, rows, tmp_path):
 
 
 def test_the_example_model_is_deployed_without_its_seeds(tmp_path):
-    """Given the example's host with two seeds, both runtimes give eager's results without them."""
+    """Given the example's host with its seeds, both runtimes give eager's results without them."""
     pytest.importorskip("sklearn", reason="the model is the example's")
     runtime, _ = map(pytest.importorskip, ("onnxruntime", "onnxscript"))
     from .gpu.models import morphogenetic_host

@@ -86,13 +86,11 @@ class Values:
         if not self.off:
             words = f"in eager all {self.elements:,} elements are what is meant"
         else:
-            share = (
-                f"{self.off / self.elements:.1%}" if self.off * 2000 >= self.elements else f"{self.off:,} of {self.elements:,}"
-            )
+            few = self.off * 2000 < self.elements  # less than 0.05%
+            share = f"{self.off:,} of {self.elements:,}" if few else f"{self.off / self.elements:.1%}"
             words = f"in eager {share} of elements are off"
-            words += f", by {self.ulp_median:,} ulp of {self.dtype} at the median and {self.ulp_most:,} at most" * bool(
-                self.ulp_most
-            )
+            if self.ulp_most:
+                words += f", by {self.ulp_median:,} ulp of {self.dtype} at the median and {self.ulp_most:,} at most"
         if self.is_on_a_grid and self.distinct != self.distinct_meant:
             there = "more than 65,536" if self.distinct is None else f"{self.distinct:,}"
             words += f": {there} distinct values, where {self.distinct_meant:,} are meant"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph, Node
 
-from ..passes import Outcome, Site, modules_of
+from ..passes import Outcome, Site, module_paths
 from ..passes.levels import Rules
 from ..passes.nodes import is_backward
 from . import report, source
@@ -80,7 +80,7 @@ class Record:
         stack = self.stacks[index]
         user, inner = source.users_frame(stack), stack[-1] if stack else None
         frees = self.measured.get(index) or count(self.frees[index])
-        rule = self.numerics.deciding(modules_of(site)) if len(self.numerics.rules) > 1 and not site.refusal else None
+        rule = self.numerics.deciding(module_paths(site)) if self.numerics.by_module and not site.refusal else None
         return report.Site(
             index=index, node=site.root.name, file=user.file if user else "", line=user.line if user else 0,
             code=user.code if user else "", expression=inner.code if inner else "", value=operand(site.value),
@@ -89,7 +89,7 @@ class Record:
             operator=outcome.result.name if outcome.action == "fused" else "",
             notes=notes(site, outcome.action, frees, self.frees[index], self.stays, self.foreign, self.started_by),
             stack=stack, edges=edges(site), why=outcome.why.reason.name.lower(),
-            modules=tuple(dict.fromkeys(path for paths in modules_of(site) for path in paths)),
+            modules=tuple(dict.fromkeys(itertools.chain(*module_paths(site)))),
             rule=rule[0] if rule else None,
         )  # fmt: skip
 

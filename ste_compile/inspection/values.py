@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from .. import _torch
-from ..backends import from_dynamo
+from ..backends import boxed, from_dynamo, interpreted
 from ..passes import Site, Sum, number_values, recognise
 from . import source
 from .figures import Values
@@ -105,11 +105,6 @@ def _names(site: Site) -> Iterator[str]:
     yield from (node.name for node in (*_addends(site), *site.surrogates) if isinstance(node, Node))
 
 
-def _boxed(run: Callable[[list[Any]], Any]) -> Callable[..., Any]:
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run
-
-
 class ValueMeter:
     """A backend that runs the forward as it is, and what it saw of the sites, by place: those of one place in order."""
 
@@ -141,18 +136,15 @@ class ValueMeter:
                 found.clear()
                 return results
 
-            return _boxed(run)
+            return boxed(run)
 
         def inference(module: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
             note(module.graph, False)
             return compiled(module, given)
 
-        def plain(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            return _boxed(lambda args: Interpreter(module).boxed_run(args))
-
         aot = _torch.aot_autograd(
             fw_compiler=compiled,
-            bw_compiler=plain,
+            bw_compiler=lambda module, _: interpreted(module),
             inference_compiler=inference,
             partition_fn=partition,
             keep_inference_input_mutations=True,
