@@ -171,7 +171,7 @@ class Builder:
             s, surrogate = v, frozenset()
         elif not v.support.isdisjoint(s.support) or "constant" in s.support:  # nothing to detach
             lines, names["s"], surrogate = [Line(f"{out}s = {s.name}.exp()", near)], f"{out}s", frozenset([("{a}.exp()", s.key)])
-        inner = frozenset((f"{{a}}.{f}()", x.key) for f in ("sin", "cos", "tanh") for x in (v, s))  # what spellings compute
+        inner = frozenset((f"{{a}}.{f}()", x.key) for f in ("sin", "cos", "tanh", "abs") for x in (v, s))  # what spellings compute
         unequal = v.tensor.shape != s.tensor.shape or v.tensor.dtype != s.tensor.dtype
         if not v.support.isdisjoint(surrogate | inner) or not surrogate.isdisjoint(inner) or (spelling.same and unequal):
             return
