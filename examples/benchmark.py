@@ -111,7 +111,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs="+", choices=WORK, help="default: all that have one of --kinds")
     parser.add_argument("--kinds", nargs="+", choices=kinds, help="of seed, or operator size; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=[1, 4], help="default: 1 4 (transformer: up to 4)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, choices=seeds, default=[1, 3, 4], help="default: 1 3 4, as far as a host takes them"
+    )
     parser.add_argument(
         "--rounds", type=int, default=30, help="steps of each contestant, at least 2; of fast work more (default: 30)"
     )

@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 
 Row = dict[str, Any]
 Rows = dict[str, Row]  # of one work, by contestant
-SEEDED, OTHERS = ("cnn", "transformer"), ("vqvae", "bitnet", "lsq", "router")
+SEEDED = ("cnn", "stages", "stages-contiguous", "transformer")
+OTHERS = ("vqvae", "bitnet", "lsq", "router")
 FUNCTION, HOST = "autograd.Function", "host alone"
 TRAINING, INFERENCE = ("forward", "backward"), ("inference",)
 

@@ -9,6 +9,7 @@ tensor that the value is made of, and with the estimator gone nothing is left to
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,8 +87,52 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Residual(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Gate(nn.Module):
+    """Squeeze and excite: Hu, Shen and Sun (arXiv 1709.01507)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width // 4), nn.ReLU(), nn.Linear(width // 4, width), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.layers(x.mean((2, 3)))[:, :, None, None]
+
+
+def group_norm(width: int) -> nn.Module:
+    return nn.GroupNorm(8, width)
+
+
+def normed(width: int, norm: Callable[[int], nn.Module] = group_norm) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), norm(width), nn.ReLU())
+
+
+def separable_seed(width: int) -> nn.Module:
+    depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+    return Residual(depthwise, nn.Conv2d(width, width, 1), group_norm(width), nn.ReLU())
+
+
+def narrow_seed(width: int) -> nn.Module:
+    inner = width // 4
+    around = nn.Conv2d(width, inner, 1), nn.ReLU(), nn.Conv2d(inner, inner, 3, padding=1), nn.ReLU(), nn.Conv2d(inner, width, 1)
+    return Residual(*around, group_norm(width))
+
+
 CNN_SEEDS: dict[str, Callable[[int], nn.Module]] = {
     "conv": conv_seed, "norm": NormSeed, "bottleneck": bottleneck_seed, "depthwise": depthwise_seed,
+}  # fmt: skip
+STAGE_SEEDS: dict[str, Callable[[int], nn.Module]] = {
+    "residual": lambda width: Residual(normed(width), normed(width)), "separable": separable_seed, "narrow": narrow_seed,
+    "gated": lambda width: Residual(normed(width), Gate(width)),
+    "batch-normed": lambda width: Residual(normed(width, nn.BatchNorm2d), normed(width, nn.BatchNorm2d)),
 }  # fmt: skip
 TRANSFORMER_SEEDS: dict[str, Callable[[int], nn.Module]] = {"mlp": mlp, "attention": Attention}
 
@@ -122,6 +167,30 @@ class Cnn(Host):
             if i < len(self.seeds):
                 h = self.ste.join(h, self.seeds[i](h.detach().contiguous()))
         return self.loss(h.mean((2, 3)), labels)
+
+
+class Stages(Estimating):
+    """A host as classifiers have: convolution, batch norm, relu and max pool, three times, of ever more channels. Each stage
+    may carry a seed with a norm of its own and a residual around it, in the layout that its author did not think of."""
+
+    def __init__(self, kind: str, seeds: int, size: Size) -> None:
+        super().__init__()
+        widths = [3, size.width, 2 * size.width, 4 * size.width]
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            for before, width in itertools.pairwise(widths)
+        )
+        self.head = nn.Linear(widths[-1], CLASSES)
+        self.seeds = nn.ModuleList(STAGE_SEEDS[kind](width) for width in widths[1 : 1 + seeds])
+
+    def forward(self, h: Tensor, labels: Tensor) -> Tensor:
+        for i, stage in enumerate(self.stages):
+            h = stage(h)
+            if i < len(self.seeds):
+                h = self.ste.join(h, self.seeds[i](h.contiguous().detach()))
+            h = F.max_pool2d(h, 2)
+        logits = self.head(h.mean((2, 3)))
+        return F.cross_entropy(logits, labels) if self.training else logits
 
 
 class Block(nn.Module):
@@ -267,6 +336,15 @@ def _cnn(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tensor, ..
     return Cnn(kind, seeds, size).to(memory_format=torch.channels_last), inputs
 
 
+def _stages(layout: torch.memory_format) -> Callable[[str, int, Size], tuple[nn.Module, tuple[Tensor, ...]]]:
+    def make(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        model, images = Stages(kind, seeds, size), torch.randn(size.batch, 3, size.image, size.image)
+        model.stages.to(memory_format=layout)
+        return model, (images.to(memory_format=layout), torch.randint(CLASSES, (size.batch,)))
+
+    return make
+
+
 def _transformer(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tensor, ...]]:
     inputs = torch.randn(size.batch, size.tokens, size.features), torch.randint(CLASSES, (size.batch,))
     return Transformer(kind, seeds, size), inputs
@@ -290,6 +368,12 @@ def _operator(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tenso
 
 WORK = {
     "cnn": Work("CNN host", _cnn, tuple(CNN_SEEDS), (1, 2, 4, 8), autocast=True, alone=True),
+    "stages": Work(
+        "classifier host, channels-last", _stages(torch.channels_last), tuple(STAGE_SEEDS), (1, 2, 3), autocast=True, alone=True
+    ),
+    "stages-contiguous": Work(
+        "classifier host, contiguous", _stages(torch.contiguous_format), tuple(STAGE_SEEDS), (1, 2, 3), autocast=True, alone=True
+    ),
     "transformer": Work("transformer host", _transformer, tuple(TRANSFORMER_SEEDS), (1, 2, 4), autocast=True, alone=True),
     "vqvae": Work("VQ-VAE", _vqvae),
     "bitnet": Work("BitNet b1.58 MLP", _rows(lambda size: Mlp(BitLinear, size)), autocast=True),

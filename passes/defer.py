@@ -22,38 +22,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .memory import storages
-from .meta import REGION
-from .new_nodes import emit
-from .nodes import ancestors, arg, aten, fake, is_backward, is_matmul, is_pure, prims, tensor
+from .nodes import arg, aten, is_backward, is_matmul, is_pure, tensor
+from .regions import ChannelsLast, Part, forced, is_worth_it, parts_of, region_of
 
 # (a module with what a joint graph gets, that graph, how many of its results are the forward's) -> the two modules
 Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
 
 
-@dataclass(eq=False)
-class _Part:
-    """Nodes of the forward that are computed together, from `inputs` to `outputs`; as a `module`, they are a region."""
-
-    nodes: list[Node]
-    outputs: list[Node]
-    inputs: dict[Node, None]  # a set in order
-    module: GraphModule | None = None
-
-
 def defer(
-    forward: GraphModule, backward: GraphModule, partition: Partition, channels_last: Callable[[GraphModule], set[Node]]
+    forward: GraphModule, backward: GraphModule, partition: Partition, channels_last: ChannelsLast, layout_is_forced: bool = False
 ) -> GraphModule:
     """The backward, with the forward that was deferred to it in regions; `backward` itself where there is nothing to gain.
 
     `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out channels-last,
-    whatever their fake values say; the results of a region get these strides, because they are read with them. Neither module is
-    changed.
+    whatever their fake values say; the results of a region get these strides, because they are read with them. Unless the
+    user forced that layout, convolutions around group norms keep theirs (see `layout`). Neither module is changed.
     """
     later = _after_tangents(backward.graph)
     moved = _moved(forward.graph, backward.graph, later)
@@ -62,9 +49,9 @@ def defer(
     ahead, _ = partition(backward, _joint(backward.graph, moved, later), 1)
     kept = {node.name for node in arg(ahead.graph.output_node())[1:]}
     saved = {node for node in backward.graph.nodes if node.name in kept}
-    parts = [part for part in _parts(backward.graph, saved) if _is_worth_it(part)]
+    parts = [part for part in parts_of(backward.graph, saved) if is_worth_it(part)]
     for part in parts:
-        part.module = _region(backward, part, channels_last)
+        part.module = region_of(backward, part, channels_last, layout_is_forced)
     parts = [part for part in parts if part.module]
     return _joined(backward, later, saved, parts) if parts else backward
 
@@ -118,84 +105,13 @@ def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
     return graph
 
 
-def _parts(graph: Graph, saved: set[Node]) -> list[_Part]:
-    """What is saved and all that it is computed from, in parts that do not depend on each other. Arithmetic on symbolic sizes is
-    in none of them."""
-    origins = {origin for origin in map(_origin, saved) if origin.op != "placeholder"}
-    needed = ancestors(graph, origins)
-    nodes = [node for node in graph.nodes if node in needed and node.op != "placeholder" and not _is_size(node)]
-    root: dict[Node, Node] = {node: node for node in nodes}
-
-    def find(node: Node) -> Node:
-        while root[node] is not node:
-            root[node] = root[root[node]]
-            node = root[node]
-        return node
-
-    for node in nodes:
-        for used in node.all_input_nodes:
-            if used in root:
-                root[find(used)] = find(node)
-    parts: dict[Node, _Part] = {}
-    for node in nodes:
-        part = parts.setdefault(find(node), _Part([], [], {}))
-        part.nodes.append(node)
-        part.outputs += [node] if node in origins else []
-        part.inputs |= dict.fromkeys(used for used in node.all_input_nodes if used not in root)
-    return list(parts.values())
-
-
-def _origin(node: Node) -> Node:
-    """The node that a saved view looks into: the region returns that node, and the view is taken outside. A region must not
-    return one memory twice, nor that of an input: Inductor takes a subgraph's results for buffers of their own, and would reuse
-    one while another is still read."""
-    origin: Node = node
-    while base := next((used for used in node.all_input_nodes if not storages(used).isdisjoint(storages(node))), None):
-        node = base
-        origin = node if tensor(node) is not None else origin  # the tuple of a multi-output operator holds its results' memory
-    return origin
-
-
-def _is_size(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _is_worth_it(part: _Part) -> bool:
-    return any(map(is_matmul, part.nodes)) and all(map(is_pure, part.nodes)) and any(tensor(n) is not None for n in part.inputs)
-
-
-def _region(backward: GraphModule, part: _Part, channels_last: Callable[[GraphModule], set[Node]]) -> GraphModule | None:
-    """A module of its own for a part. None where a result will have symbolic strides, which cannot be forced."""
-    graph = Graph()
-    copied: dict[Node, Node] = {}
-    for node in part.inputs:
-        copied[node] = graph.placeholder(node.name)
-        copied[node].meta = dict(node.meta)
-    for node in part.nodes:
-        copied[node] = graph.node_copy(node, copied.__getitem__)
-        if node.target is aten.view.default:  # a changed layout may admit no view; Inductor does the same where it changes one
-            copied[node].target = aten.reshape.default
-    output = graph.output(tuple(copied[node] for node in part.outputs))
-    output.meta[REGION] = True
-    module = GraphModule(backward, graph)
-    laid_out = channels_last(module)
-    results = list(arg(output))
-    for index, node in enumerate(results):
-        if node in laid_out and fake(node).ndim == 4:  # (see `GraphLowering.run_node`, 2.11 to 2.15)
-            strides = fake(node).contiguous(memory_format=torch.channels_last).stride()
-            if not all(isinstance(stride, int) for stride in strides):
-                return None
-            results[index] = emit(graph, output, prims.inductor_force_stride_order.default, (node, list(strides)), like=node)
-    output.args = (tuple(results),)
-    module.recompile()
-    return module
-
-
-def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: list[_Part]) -> GraphModule:
-    """The backward, with each region just ahead of its first reader. So is what is saved and in no region."""
+def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: list[Part]) -> GraphModule:
+    """The backward, with each region just ahead of its first reader. So is what is saved and in no region. The gradient of a
+    convolution that is contiguous is contiguous."""
     graph = Graph()
     made = {node: graph.node_copy(node) for node in backward.graph.find_nodes(op="placeholder")}
     part_of = {node: part for part in parts for node in part.outputs}
+    contiguous = {node.args[:2] for part in parts for node in part.contiguous}
     modules: dict[str, GraphModule] = {}
 
     def bring(node: Node) -> None:
@@ -210,10 +126,13 @@ def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: li
             if part and node not in made:
                 call(part)
             elif node not in made:
-                made[node] = graph.node_copy(node, made.__getitem__)
+                made[node] = copy = graph.node_copy(node, made.__getitem__)
+                if node.target is aten.convolution_backward.default and node.args[1:3] in contiguous:
+                    gradient = forced(graph, copy, arg(copy), torch.contiguous_format)
+                    copy.args = (gradient or copy.args[0], *copy.args[1:])
             stack.pop()
 
-    def call(part: _Part) -> None:
+    def call(part: Part) -> None:
         name, module = f"deferred_{len(modules)}", part.module
         assert module is not None
         modules[name] = module

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from .nodes import arg, is_backward, leaves, writes
+from .nodes import arg, behind, fake, is_backward, is_cast, leaves, writes
 
 
 class Move(NamedTuple):
@@ -109,6 +109,13 @@ class Memory:
     def is_free(self, node: Node) -> bool:
         """Whether a result may be in the memory of `node`: no other result or input is."""
         return not (self.may_save or any(self.held.get(storage) for storage in storages(node)))
+
+    def is_cast_back(self, root: Node, value: Node) -> bool:
+        """Whether a result casts `root`, in the place of which `value` will be read, back to what `value` was cast from, and may
+        not be in the memory of that. Inductor drops both casts and returns it as it is (`pointless_convert`, 2.11 to 2.15)."""
+        origin: Node = behind(value, is_cast)
+        back = [user for user in root.users if is_cast(user) and fake(user).dtype == fake(origin).dtype]
+        return origin is not value and any(map(self.is_result, back)) and not self.is_free(origin)
 
     def is_input(self, node: Node) -> bool:
         return not self.of_inputs.isdisjoint(storages(node))

@@ -3,8 +3,9 @@
 `ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
 s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor
 would hand on an fp32 register, or a GPU's compiler a product that is not rounded. `ste_compile::after(value, effects)` is a copy
-of `value`, made once `effects` are there. The passes insert them after autograd; importing this module registers them, with their
-rules for DTensors, and nothing else.
+of `value`, made once `effects` are there. `ste_compile::convolution(...)` is `aten::convolution` of contiguous tensors, which
+Inductor's layout optimisation does not know for a convolution. The passes insert them after autograd; importing this module
+registers them, with their rules for DTensors, and nothing else.
 """
 
 from __future__ import annotations
@@ -74,6 +75,30 @@ def after(value: Tensor, effects: Sequence[Tensor]) -> Tensor:
     return _like(value).copy_(value)
 
 
+@torch.library.custom_op("ste_compile::convolution", mutates_args=())
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`aten::convolution` with its arguments. Input, weight and result are contiguous, whatever their layout was.
+
+    >>> convolution(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1).flatten()
+    tensor([1., 1., 1., 1.])
+    """
+    return _convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
+def _convolution(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    return torch.convolution(input.contiguous(), weight.contiguous(), *arguments).contiguous()
+
+
 def _like(value: Tensor, effects: Sequence[Tensor] = ()) -> Tensor:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
@@ -81,6 +106,7 @@ def _like(value: Tensor, effects: Sequence[Tensor] = ()) -> Tensor:
 straight_through.register_fake(_evaluate)
 rounded.register_fake(torch.clone)
 after.register_fake(_like)
+convolution.register_fake(_convolution)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

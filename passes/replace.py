@@ -149,7 +149,7 @@ def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node
         value = emit(graph, root, aten.expand.default, (value, _sizes(rewrites, root, value)))
     if not same_strides(fake(value), want):
         value = _restride(graph, root, value)
-    elif not fresh and _would_alias(rewrites.memory, root, value):
+    elif (not fresh and _would_alias(rewrites.memory, root, value)) or rewrites.memory.is_cast_back(root, value):
         # Inductor drops clones that look like no-ops: even `h = x * 2; return h.clone(), h.clone()` shares memory. It never drops
         # an input's (2.11 to 2.15). Adding 0 stays; a 16-bit value passes through fp32 for it, which takes time.
         if rewrites.memory.is_input(value):

@@ -86,7 +86,8 @@ def run_partition(
     cancelled = joint.graph.output_node().meta.get(CANCELLED)
     forward, backward = partition(joint)
     if cancelled and _torch.can("regions"):
-        backward = guarded(defer, forward, backward, _torch.partition_again, channels_last) or backward
+        forced = _torch.layout_is_forced()
+        backward = guarded(defer, forward, backward, _torch.partition_again, channels_last, forced) or backward
     return forward, backward
 
 

@@ -127,4 +127,5 @@ def register() -> None:
 
     register_lowering(namespace.rounded.default, type_promotion_kind=None)(rounded)
     register_lowering(namespace.after.default, type_promotion_kind=None)(after)
+    register_lowering(namespace.convolution.default, type_promotion_kind=None)(_torch.convolved)
     register_lowering(namespace.straight_through.default, type_promotion_kind=None, broadcast=True)(straight_through)

@@ -56,6 +56,25 @@ def test_host_returned_as_well(backend, numerics, grad):
 
 
 @both
+@levels
+@grads
+@pytest.mark.parametrize("cast", (lambda h: h, lambda h: h.double()), ids=("by promotion", "by the user"))
+def test_a_result_that_casts_back_is_memory_of_its_own(backend, numerics, grad, cast):
+    """Given a value that is cast up for the site, a result that casts the site back down, and an input that is written to, then
+    the result is not in the input's memory.
+    Breaks if only what is read in the place of the site is asked for its memory: Inductor drops both casts."""
+
+    def model(h, s):
+        h[:1].mul_(3)
+        return (cast(h) + (s - s.detach())).bfloat16()
+
+    h, s = torch.ones(4, dtype=torch.bfloat16), torch.ones(4, dtype=torch.float64, requires_grad=grad)
+    out = compiled(model, backend, numerics)(h, s)
+    out.detach().add_(1)
+    assert h.tolist() == [3, 1, 1, 1] and out.tolist() == [4, 2, 2, 2]
+
+
+@both
 @grads
 def test_sites_on_one_value_share_no_memory(backend, grad):
     """Given two sites on an input, two on views of it and two on a computed value, no two results share memory. Broken by: a clone

@@ -55,10 +55,10 @@ def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_p
     [
         (["--work", "resnet"], "'resnet' (choose from 'cnn', "),
         (["--kinds", "linear"], "'linear' (choose from 'conv', "),
-        (["--seeds", "3"], "3 (choose from 1, 2, 4, 8)"),
+        (["--seeds", "5"], "5 (choose from 1, 2, 3, 4, 8)"),
         (["--rounds", "1"], "must be at least 2, got 1"),
         (["--work", "cnn", "transformer", "--kinds", "conv"], "transformer has none of --kinds or --seeds, only ['mlp', "),
-        (["--work", "vqvae", "--plot", "picture.png"], "--plot: needs a work with seeds, cnn or transformer"),
+        (["--work", "vqvae", "--plot", "picture.png"], "--plot: needs a work with seeds, cnn or stages or "),
         (["--predict", "mi300"], "'mi300' (choose from "),
         (["--predict", "h100", "--json", "results.json"], "prints a table, and goes with none of --json"),
         (["--json", "no/such/folder.json"], "there is no folder no/such"),

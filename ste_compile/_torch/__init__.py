@@ -38,6 +38,7 @@ from .imports import (
 from .logs import GRAPH_BREAK_LOG, break_in_words, dynamo_utils, graph_break_reason, trace_artifact, trace_enabled
 from .lowering import (
     ROUNDS_ON_REQUEST,
+    convolved,
     inductor_ir,
     is_stored,
     lowered_node,
@@ -49,7 +50,7 @@ from .lowering import (
 )
 from .names import FEATURES, INDUCTOR, NEWEST, OLDEST, RUN, SETTINGS, TESTING, can, check, failed
 from .run import compiled_by, inductor_cache
-from .scheduling import POST_FUSION, Kernel, channels_last, kernels, run_after
+from .scheduling import POST_FUSION, Kernel, channels_last, kernels, layout_is_forced, run_after
 from .testing import compiling_alone, fake_inputs, joint_graph, lower
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "compiled_by",
     "compiling_alone",
     "context",
+    "convolved",
     "cut_indices",
     "differentiable",
     "dynamo_utils",
@@ -94,6 +96,7 @@ __all__ = [
     "is_stored",
     "joint_graph",
     "kernels",
+    "layout_is_forced",
     "lower",
     "lowered_node",
     "min_cut_rematerialization_partition",

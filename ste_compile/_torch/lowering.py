@@ -91,3 +91,21 @@ def rounds_products(device: torch.device) -> bool:
     """Whether generated code for `device` rounds `x * y` in `x * y - z`, and makes no FMA of it (2.11 to 2.15)."""
     cpp = inductor_config.cpp
     return device.type == "cpu" and inductor_config.cpu_backend == "cpp" and cpp.enable_floating_point_contract_flag == "off"
+
+
+def convolved(input: Any, weight: Any, *arguments: Any) -> Any:
+    """Inductor's convolution of two tensors as contiguous ones, whatever its layout optimisation does with others (2.11 to 2.15:
+    `layout_opt` of the graph being lowered decides)."""
+    from torch._inductor import ir
+    from torch._inductor.lowering import lowerings
+    from torch._inductor.virtualized import V
+
+    before = V.graph.layout_opt
+    V.graph.layout_opt = False
+    try:
+        for each in (input, weight):
+            each.realize()  # else it would be copied
+        operands = [ir.ExternKernel.require_contiguous(each) for each in (input, weight)]
+        return lowerings[torch.ops.aten.convolution.default](*operands, *arguments)
+    finally:
+        V.graph.layout_opt = before

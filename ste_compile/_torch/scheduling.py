@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from .imports import inductor_config
+
 POST_FUSION = "_post_fusion_custom_pass"  # the option of Inductor's whose function is given the scheduler's nodes after fusion
 
 
@@ -22,6 +24,11 @@ def channels_last(gm: GraphModule) -> set[Node]:
         return set()
     lowering: Any = types.SimpleNamespace(module=gm)  # the method reads no more of one
     return set(GraphLowering.find_nodes_prefer_channels_last(lowering))
+
+
+def layout_is_forced() -> bool:
+    """Whether the user had Inductor lay out channels-last whatever it can."""
+    return bool(inductor_config.force_layout_optimization)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .program import SITE, Line, Program
 from .spellings import NEAR, SITES, Spelling
 from .vocabulary import DTYPES, FUNCTIONS, HARD, IMAGE_LAYOUTS, IN_PLACE, LAYERS, LAYOUTS, SCALED, SHAPES, UNARY, VIEWS
 
+COMPUTED = ("sin", "cos", "tanh", "abs")  # what spellings compute of their operands
 Draw = Callable[[int], int]  # a number below the one given, smaller is simpler
 
 
@@ -171,7 +172,7 @@ class Builder:
             s, surrogate = v, frozenset()
         elif not v.support.isdisjoint(s.support) or "constant" in s.support:  # nothing to detach
             lines, names["s"], surrogate = [Line(f"{out}s = {s.name}.exp()", near)], f"{out}s", frozenset([("{a}.exp()", s.key)])
-        inner = frozenset((f"{{a}}.{f}()", x.key) for f in ("sin", "cos", "tanh", "abs") for x in (v, s))  # what spellings compute
+        inner = frozenset((f"{{a}}.{name}()", x.key) for name in COMPUTED for x in (v, s))
         unequal = v.tensor.shape != s.tensor.shape or v.tensor.dtype != s.tensor.dtype
         if not v.support.isdisjoint(surrogate | inner) or not surrogate.isdisjoint(inner) or (spelling.same and unequal):
             return

@@ -1,0 +1,155 @@
+"""Which convolutions of a deferred forward stay contiguous, and what Inductor makes of it."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from ste_compile.passes.layout import stay_contiguous
+from ste_compile.passes.ops import ops
+from torch import nn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.utils import run_fw_bw_and_get_code
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import ste_compile
+
+WIDTH = 16
+LAST = torch.channels_last
+
+
+def conv(before=WIDTH, after=WIDTH, size=3, groups=1):
+    return nn.Conv2d(before, after, size, padding=size // 2, groups=groups, bias=False)
+
+
+class ByHand(nn.Module):
+    """A group norm without the operator."""
+
+    def forward(self, x):
+        blocks = x.view(len(x), 4, -1)
+        blocks = (blocks - blocks.mean(2, keepdim=True)) / blocks.var(2, keepdim=True)
+        return blocks.view(x.shape)
+
+
+class Shuffle(nn.Module):
+    def forward(self, x):
+        return x.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Gate(nn.Module):
+    def forward(self, x):
+        return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+def norm(blocks=4, width=WIDTH):
+    return nn.GroupNorm(blocks, width)
+
+
+# layers -> which of their convolutions stay contiguous
+KEPT = {
+    "group norm after": ([conv(), norm()], [True]),
+    "group norm before": ([norm(), nn.ReLU(), conv()], [True]),
+    "by hand": ([conv(), ByHand()], [True]),
+    "two": ([conv(), norm(), nn.ReLU(), conv(), norm()], [True, True]),
+    "bottleneck": ([conv(WIDTH, 4, 1), nn.ReLU(), conv(4, 4), nn.ReLU(), conv(4, WIDTH, 1), norm()], [False, False, True]),
+    "separable": ([conv(groups=WIDTH), conv(size=1), norm()], [False, True]),
+    "squeeze and excite": ([conv(), norm(), nn.ReLU(), Gate(), conv()], [True, True]),
+    "from many channels": ([conv(8 * WIDTH, WIDTH, 1), norm()], [False]),
+    "to many channels": ([norm(), conv(WIDTH, 8 * WIDTH, 1)], [False]),
+    "one block": ([conv(), norm(1)], [False]),
+    "blocks of one": ([conv(), norm(WIDTH)], [False]),
+    "batch norm": ([conv(), nn.BatchNorm2d(WIDTH), nn.ReLU(), conv()], [False, False]),
+    "layer norm": ([conv(), LayerNorm(WIDTH), conv()], [False, False]),
+    "channel shuffle": ([conv(), Shuffle(), conv()], [False, False]),
+    "no norm": ([conv(), nn.GELU(), conv()], [False, False]),
+    "another device": ([conv(), norm()], [False]),
+    "float32": ([conv(), norm()], [False]),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_convolutions_around_group_norms_stay_contiguous(name):
+    """Given layers, then those convolutions stay contiguous whose group norm gains more than they lose; in 32 bits, or on another
+    device than a CPU, none does.
+    Breaks if the channels of a view are compared with the wrong dimension, or a reduction is not looked for."""
+    layers, kept = KEPT[name]
+    device, dtype = "meta" if name == "another device" else "cpu", torch.float32 if name == "float32" else torch.bfloat16
+    model = copy.deepcopy(nn.Sequential(*layers)).to(device, dtype)
+    first = next(each for each in model.modules() if isinstance(each, (nn.Conv2d, nn.GroupNorm)))
+    x = torch.randn(2, first.in_channels if isinstance(first, nn.Conv2d) else WIDTH, 6, 6, device=device, dtype=dtype)
+    traced = make_fx(model, decomposition_table=select_decomp_table())(x)
+    convolutions = [node for node in traced.graph.nodes if "convolution" in node.name]
+    contiguous = stay_contiguous(traced.graph, set(convolutions))
+    assert [node.target is ops.convolution.default for node in convolutions] == kept
+    assert {node for node, stays in zip(convolutions, kept) if stays} <= contiguous
+    assert any(kept) or not contiguous
+
+
+def test_nothing_changes_where_the_compiler_would_not_lay_out_anything():
+    layers, _ = KEPT["two"]
+    traced = make_fx(copy.deepcopy(nn.Sequential(*layers)).bfloat16())(torch.randn(2, WIDTH, 6, 6).bfloat16())
+    assert stay_contiguous(traced.graph, set()) == set()
+    assert not traced.graph.find_nodes(op="call_function", target=ops.convolution.default)
+
+
+class Model(nn.Module):
+    """A channels-last host and a seed with group norms, which reads a contiguous copy."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.host, self.seed = conv(3, 32).to(memory_format=LAST), nn.Sequential(conv(32, 32), norm(8, 32), nn.ReLU())
+        self.seed.append(conv(32, 32)).append(norm(8, 32))
+
+    def forward(self, x):
+        h = self.host(x).relu()
+        h = ste_compile.ste_forward(h, h.detach().contiguous() + self.seed(h.detach().contiguous()))
+        return h.square().mean()
+
+
+def backward_code(model, x, **options):
+    """The generated backward, and the gradients that it computes."""
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        model, backend="ste", options={"numerics": "finite", "fx_graph_cache": False, "cpp.threads": 1, **options}
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        _, codes = run_fw_bw_and_get_code(lambda: compiled(x))
+    return codes[-1], [parameter.grad.clone() for parameter in model.parameters()]
+
+
+LOOP = re.compile(r"for\(int64_t x\d=.*?<static_cast<int64_t>\((\d+)L\)")
+
+
+def scalar_loops(code):
+    """How many turns each loop nest takes that is not vectorised."""
+    nests = [nest for kernel in code.split("async_compile.cpp_pybinding")[1:] for nest in kernel.split("\n    {\n")[1:]]
+    return [math.prod(map(int, LOOP.findall(nest))) for nest in nests if "at::vec" not in nest]
+
+
+@pytest.mark.parametrize("seed_layout", (torch.contiguous_format, LAST))
+def test_the_loops_of_a_group_norms_gradient_are_vectorised(seed_layout):
+    """Given a channels-last host and a seed with group norms, whose weights are in either layout, when compiled, then no loop of
+    the backward goes over an image one element at a time, and gradients are eager's. Where the user forces Inductor's layout,
+    two loops do, as before.
+    Breaks if a region returns the images in the layout of the weights."""
+    x, model = torch.randn(4, 3, 16, 16).to(memory_format=LAST), Model()
+    image = 4 * 32 * 16 * 16
+    model.seed.to(memory_format=seed_layout)
+    gradients = []
+    for forced in (False, True):
+        code, found = backward_code(model, x, force_layout_optimization=forced)
+        assert [turns for turns in scalar_loops(code) if turns >= image] == [image, image] * forced and "deferred_0" in code
+        gradients.append(found)
+        model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x).backward()
+    for want, *have in zip(model.parameters(), *gradients, strict=True):
+        for each in have:  # a few roundings of bf16 apart: Inductor keeps fp32 where eager rounds
+            assert (each - want.grad).norm() <= 2**-6 * want.grad.norm()
