@@ -29,17 +29,23 @@ Numerics = Literal["exact", "finite", "algebraic"]
 class Level:
     """One level. `removes` are the needs (`Site.needs`) of the sites that it cancels. `backend` is its name for
     `torch.compile(backend=...)`, an entry point in pyproject.toml. `compared` is how `ste_compile.testing` holds a model with
-    cancelled sites against eager: to the bit, by `==`, or within eager's own rounding."""
+    cancelled sites against eager: to the bit, by `==`, or within eager's own rounding. `costs` is what is given up for it."""
 
     removes: frozenset[str]
     backend: str
     compared: Literal["bits", "values", "bound"]
+    costs: str
 
 
 LEVELS: dict[Numerics, Level] = {
-    "exact": Level(frozenset(), "ste", "bits"),
-    "finite": Level(frozenset({"finite"}), "ste_finite", "values"),
-    "algebraic": Level(frozenset({"finite", "algebraic"}), "ste_algebraic", "bound"),
+    "exact": Level(frozenset(), "ste", "bits", "nothing"),
+    "finite": Level(frozenset({"finite"}), "ste_finite", "values", "a cancelled NaN or infinity no longer reaches the output"),
+    "algebraic": Level(
+        frozenset({"finite", "algebraic"}),
+        "ste_algebraic",
+        "bound",
+        "the value may differ from eager's by eager's own rounding error",
+    ),
 }
 DEFAULT: Numerics = "exact"
 

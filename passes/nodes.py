@@ -119,9 +119,15 @@ def is_reshape(node: Node) -> bool:
 
 def module_path(node: Node) -> str:
     """The module whose code a node is, by its path in `named_modules()` of the module that is compiled; "" for that one itself,
-    and outside of modules. Dynamo's path begins with a variable, `L['self']` or `G['model']`, that of an export does not."""
-    modules = list((node.meta.get("nn_module_stack") or {}).values())
-    return re.sub(r"^[LG]\['\w+'\]\.?", "", modules[-1][0]) if modules else ""
+    and outside of modules."""
+    return next(reversed(module_stack(node)), "")
+
+
+def module_stack(node: Node) -> list[str]:
+    """The modules that a node is in, each by its path, outermost first. Dynamo's path begins with a variable, `L['self']` or
+    `G['model']`, that of an export does not."""
+    modules = (node.meta.get("nn_module_stack") or {}).values()
+    return [re.sub(r"^[LG]\['\w+'\]\.?", "", path) for path, *_ in modules]
 
 
 def is_backward(node: Node) -> bool:

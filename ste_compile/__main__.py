@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument(
         "--values", action="store_true", help="also say how far eager's values are from what the sites stand for"
     )
+    explain.add_argument(
+        "--suggest", action="store_true", help="also say which edits would free more, each tried: what the totals would be"
+    )
     explain.add_argument("--diff", action="store_true", help="also print what the passes change in each graph, as a diff")
     rewrite = commands.add_parser("rewrite", help="write an exported program without the surrogates that a level removes")
     rewrite.add_argument("source", metavar="IN.pt2", help="what torch.export.save wrote")
@@ -212,7 +215,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     from .inspection.explain import explain
 
     try:
-        report = explain(model, *args, numerics=parsed.rules, values=parsed.values, **kwargs)
+        report = explain(model, *args, numerics=parsed.rules, values=parsed.values, suggest=parsed.suggest, **kwargs)
     except levels.Unmatched:
         raise
     except Exception as error:

@@ -55,20 +55,26 @@ class Backend:
 
 
 def compile_with(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any], recorders: Sequence[record.Recorder] = ()
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    recorders: Sequence[record.Recorder] = (),
+    *,
+    marks: bool = True,
 ) -> Callable[..., Any]:
     """Stock Inductor with `options`, checked as `torch.compile` checks them."""
     inductor = _torch.InductorBackend(None, None, None)
     inductor.apply_options(dict(options))
-    with from_dynamo(gm, recorders):
+    with from_dynamo(gm, recorders, marks=marks):
         compiled: Callable[..., Any] = inductor(gm, example_inputs)
     return compiled
 
 
 @contextlib.contextmanager
-def from_dynamo(gm: GraphModule, recorders: Sequence[record.Recorder] = ()) -> Iterator[None]:
+def from_dynamo(gm: GraphModule, recorders: Sequence[record.Recorder] = (), *, marks: bool = True) -> Iterator[None]:
     """Around the compilation of a graph from Dynamo: what that graph alone shows is marked, and told to `recorders`."""
-    guarded(mark, gm)
+    if marks:
+        guarded(mark, gm)
     with record.compiling(gm, recorders):
         yield
 

@@ -24,7 +24,16 @@ only after `can` has found it; so are Inductor's lowerings, which take seconds t
 from __future__ import annotations
 
 from .aot import compilation, context, differentiable, forward_outputs, partition_again, saved
-from .dynamo import backward_is_traced, compile_id, compiled_apart, cut_indices, gradient_switches, parameter_indices, uncompiled
+from .dynamo import (
+    backward_is_traced,
+    compile_id,
+    compiled_apart,
+    cut_indices,
+    gradient_switches,
+    parameter_indices,
+    recompiling,
+    uncompiled,
+)
 from .imports import (
     CustomGraphPass,
     CustomPartitionerFn,
@@ -104,6 +113,7 @@ __all__ = [
     "parameter_indices",
     "partition_again",
     "pytree",
+    "recompiling",
     "rounded_to",
     "rounds_products",
     "run_after",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,14 @@ def backward_is_traced() -> bool:
     """Whether compiled autograd is on: Dynamo then traces the backward once more, and breaks the graph at an `invoke_subgraph`
     (2.13)."""
     return bool(dynamo_config.compiled_autograd)
+
+
+def recompiling() -> contextlib.AbstractContextManager[None]:
+    """A function may be compiled as often as it is called inside: before torch 2.13 it is one more recompile each time."""
+    patched: contextlib.AbstractContextManager[None] = dynamo_config.patch(
+        recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16
+    )
+    return patched
 
 
 def gradient_switches() -> tuple[Any, Any, Any]:

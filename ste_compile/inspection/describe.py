@@ -161,11 +161,10 @@ def notes(
     read = [below for node in freed for below in node.all_input_nodes]
     if action != "cancelled" and frees.operators:
         found.append(f"numerics={site.needs!r} would free {frees}")
-    for each in dict.fromkeys(read) if started_by else ():
-        if each in foreign and stays.isdisjoint(each.users):
-            found.append(
-                f"{each.name} comes from outside this graph: {str(started_by).rstrip('.')}; nothing upstream of it can be freed"
-            )
+    for each in from_outside(freed, stays, foreign) if started_by else ():
+        found.append(
+            f"{each.name} comes from outside this graph: {str(started_by).rstrip('.')}; nothing upstream of it can be freed"
+        )
     for each in dict.fromkeys((*site.surrogates, *read)):
         if is_collective(each) and each in stays and stays.isdisjoint(each.users):  # it stays, and for nobody else
             found.append(f"{each.name} is a collective: every rank runs it, and what it needs, in the forward")
@@ -177,6 +176,12 @@ def notes(
         else:
             found.append(f"surrogate {surrogate.name} stays: the forward also uses it {_elsewhere(surrogate, stays)}")
     return tuple(found)
+
+
+def from_outside(freed: Sequence[Node], stays: Set[Node], foreign: Collection[Node]) -> list[Node]:
+    """The inputs, no parameters, that only freed nodes read."""
+    read = dict.fromkeys(below for node in freed for below in node.all_input_nodes)
+    return [each for each in read if each in foreign and stays.isdisjoint(each.users)]
 
 
 def _elsewhere(node: Node, stays: Set[Node]) -> str:

@@ -6,37 +6,37 @@ stock's joint graph, and the marks are found again on the kernels, the matrix pr
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from .. import _torch
-from ..backends import compile_with
 from ..hooks import JOINT, POST_GRAD
 from ..options import chained, inductor_options
 from ..passes import levels
 from ..passes.levels import Levels
 from ..passes.meta import OWNER
-from ..state import modules_of, state_kept
 from .breaks import graph_breaks
+from .calls import Call, after_fusion, called, plain, run, traffic, with_passes
 from .describe import bytes_of, count, line, saved_by
+from .edits import Seen, Tracing
 from .figures import NOT_MEASURED, NOTHING, Figures
 from .graph_record import STOCK, Record
 from .progress import doing
-from .record import Recorder, recording
+from .record import Recorder
 from .report import Report
+from .suggest import suggested
 from .values import ValueMeter
 
 Site = tuple[int, int]  # (which record, which site of it)
 
 
-def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", values: bool = False, **kwargs: Any) -> Report:
+def explain(
+    fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", values: bool = False, suggest: bool = False, **kwargs: Any
+) -> Report:
     """Compile `fn` afresh, run one forward and one backward, and report every site: what it is, what was done, and why.
 
     Args:
@@ -45,6 +45,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", v
         numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`).
         values: also run the forward once more, on eager's own kernels, and say of each site how far eager's result is from the
             value that the estimator stands for.
+        suggest: also look for edits that would free more, and compile the forward once more for each, for eight at most, to see
+            what it would: `report.suggestions`.
 
     A line on the terminal, if there is one, says how far it is.
 
@@ -68,51 +70,28 @@ def explain(fn: Callable[..., Any], /, *args: Any, numerics: Levels = "exact", v
     if not callable(fn):
         raise TypeError(f"fn must be a module or a function, got {type(fn).__name__}")
     fn = _torch.uncompiled(fn)
-    recorder, ours = Recorder(), _Meter()
-    options = inductor_options(numerics=rules)
-    with recording(recorder), graph_breaks() as breaks, doing(f"compiling with numerics={str(rules)!r}, 1 of 2"):
-        _run(fn, args, kwargs, {**options, **_after_fusion(ours.scheduled)})
+    call, recorder = Call(fn, args, kwargs), Recorder()
+    traced = Tracing(recorder)
+    with graph_breaks() as breaks, doing(f"compiling with numerics={str(rules)!r}, 1 of 2"):
+        with_passes(call, rules, recorder, traced if suggest else None)
     if rules.by_module:
         levels.check_matched(rules, recorder.report().modules())
-    for each in recorder.records:
-        for kind, counted in each.parts.items():
-            each.parts[kind] = counted | ours.totals.get((each.compilation, kind), NOT_MEASURED)
     stock = _StockMeter(recorder.records)
-    hooks = {hook: chained(options[hook], _plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
+    options = inductor_options(numerics=rules)
+    hooks = {hook: chained(options[hook], plain(last)) for hook, last in ((JOINT, stock.mark), (POST_GRAD, stock.count))}
     with doing("compiling as stock does, 2 of 2"):
-        _run(fn, args, kwargs, {**hooks, **_after_fusion(stock.scheduled)})
+        run(call, {**hooks, **after_fusion(stock.scheduled)}, backward=True)
     with doing("counting what each site frees"):
         stock.finish()
         report = replace(recorder.report(), numerics=str(rules), breaks=breaks())
-    if not values:
-        return report
-    meter = ValueMeter()
-    with doing("running the forward on eager's kernels"):
-        _call(fn, args, kwargs, meter)
-    return meter.fill_in(report)
-
-
-def _plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function of its own: Inductor deep-copies its config (2.13), with a bound method its object, but a function never."""
-    return lambda argument: method(argument)
-
-
-def _after_fusion(look: Callable[[Any], Any]) -> dict[str, Any]:
-    return {_torch.POST_FUSION: _plain(look)} if _torch.can("counts") else {}
-
-
-class _Meter:
-    """What Inductor makes of each graph, by (compilation, kind)."""
-
-    def __init__(self) -> None:
-        self.totals: dict[tuple[Any, str], Figures] = {}
-
-    def scheduled(self, nodes: Sequence[Any]) -> Sequence[Any]:
-        """As Inductor's post-fusion pass: look, and change nothing."""
-        kind, kernels, _ = _torch.kernels(nodes)
-        key, traffic = (_torch.compilation(), kind), _traffic(kernels)
-        self.totals[key] = self.totals[key] + traffic if key in self.totals else traffic  # a region is a graph of its own
-        return nodes
+    if suggest:
+        report = suggested(Seen(call, rules, report, recorder.records, traced.graphs()))
+    if values:
+        meter = ValueMeter()
+        with doing("running the forward on eager's kernels"):
+            called(call, meter)
+        report = meter.fill_in(report)
+    return report
 
 
 class _StockMeter:
@@ -157,7 +136,7 @@ class _StockMeter:
         kind, kernels, made_by = _torch.kernels(nodes)
         if (each := self.current.get(_torch.compilation())) is None:
             return nodes
-        each.stock[kind] = each.stock.get(kind, NOT_MEASURED) | _traffic(kernels)
+        each.stock[kind] = each.stock.get(kind, NOT_MEASURED) | traffic(kernels)
         for kernel in kernels if kind != "backward" else ():
             whole = self._owner(kernel.origins)
             if whole:
@@ -191,54 +170,9 @@ class _StockMeter:
         return self.records[site[0]].outcomes[site[1]].action == "cancelled"
 
 
-def _traffic(kernels: Sequence[_torch.Kernel]) -> Figures:
-    read, written = (sum(sum(getattr(kernel, side).values()) for kernel in kernels) for side in ("reads", "writes"))
-    return Figures(kernels=len(kernels), bytes_read=read, bytes_written=written)
-
-
 def _by_owner(nodes: Any) -> dict[Site, list[Node]]:
     grouped: dict[Site, list[Node]] = defaultdict(list)
     for node in nodes:
         if OWNER in node.meta:
             grouped[node.meta[OWNER]].append(node)
     return grouped
-
-
-def _run(fn: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-    """One forward and backward, compiled for this call alone."""
-    _call(fn, args, kwargs, lambda gm, inputs: compile_with(gm, inputs, options), backward=True)
-
-
-def _call(fn: Callable[..., Any], args: Any, kwargs: Any, backend: Callable[..., Any], backward: bool = False) -> None:
-    args, kwargs = _torch.pytree.tree_map_only(Tensor, _own_graph, (args, kwargs))
-    with kept(fn, args, kwargs):
-        outputs = _torch.pytree.tree_leaves(_torch.compiled_apart(fn, backend)(*args, **kwargs))
-        if not backward:
-            return
-        outputs = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
-        if leaves := _leaves(outputs):  # `grad`, not `backward`: it neither accumulates nor calls the hooks on accumulation
-            torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
-
-
-def _own_graph(tensor: Tensor) -> Tensor:
-    """A tensor whose gradient does not lead into the caller's graph, which one backward would use up."""
-    return tensor.detach().requires_grad_() if tensor.requires_grad and not tensor.is_leaf else tensor
-
-
-def _leaves(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that `outputs` depend on."""
-    found, stack, seen = [], [t.grad_fn for t in outputs], set()
-    while stack:
-        function = stack.pop()
-        if function is not None and function not in seen:
-            seen.add(function)
-            found += [function.variable] if hasattr(function, "variable") else []
-            stack += [below for below, _ in function.next_functions]
-    return found
-
-
-def kept(fn: Callable[..., Any], args: Any, kwargs: Any) -> contextlib.AbstractContextManager[None]:
-    """Whatever a call of `fn` with these arguments may change is afterwards as it was."""
-    leaves = _torch.pytree.tree_leaves((args, kwargs))
-    modules = [*modules_of(fn).values(), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
-    return state_kept(modules, [leaf for leaf in leaves if isinstance(leaf, Tensor)])

@@ -24,6 +24,7 @@ from pygments.token import Comment, Keyword, Name, String, Text
 
 from .drawing import STATES, draw
 from .figures import BYTES, COUNTS, NOT_MEASURED, Figures, Values, difference, mebibytes
+from .suggestion import said_of_useless
 
 if TYPE_CHECKING:
     from .report import Graph, Report, Site
@@ -60,6 +61,7 @@ def render(report: Report) -> str:
         draw=draw,
         line_id=line_id,
         site_of=site_of,
+        said_of_useless=said_of_useless,
         styles=Markup(source("page.css")[0]),
         light=_definitions(Light),
         dark=_definitions(Dark),

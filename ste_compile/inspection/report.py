@@ -5,6 +5,7 @@
         Site        one straight-through estimator: where, what, what was done, why, and what that is worth
         Part        one graph that is compiled from it (forward, backward, inference), beside stock's
         View        a graph as text, before and after, each line with what became of its node
+      Suggestion    what to change in the code or the call, so that more is freed: suggestion.py
 
 `Report.to_json` writes exactly these fields; `SCHEMA` goes up when one changes its meaning.
 """
@@ -24,6 +25,7 @@ import torch
 
 from .figures import NOT_MEASURED, NOTHING, Figures, Values
 from .source import Frame
+from .suggestion import Suggestion
 
 SCHEMA = 1
 
@@ -166,7 +168,8 @@ class Graph:
 @dataclass(frozen=True)
 class Report:
     """What was compiled, in order. Print it, or `to_json`, or `to_html`; `Report.from_json(report.to_json()) == report`.
-    `breaks` is where Dynamo stopped, and what it did not compile (`explain` alone knows).
+    `breaks` is where Dynamo stopped, and what it did not compile (`explain` alone knows). `suggestions` are edits that would free
+    more, the best first, and `tries` how many were tried (None where nobody asked); what brought nothing is not among them.
 
     >>> report = Report("finite", "2.13.0", ())
     >>> Report.from_json(report.to_json()) == report
@@ -178,6 +181,8 @@ class Report:
     graphs: tuple[Graph, ...]
     schema: int = SCHEMA
     breaks: tuple[Break, ...] = ()
+    suggestions: tuple[Suggestion, ...] = ()
+    tries: int | None = None
 
     @classmethod
     def of(cls, graphs: Iterable[Graph], breaks: tuple[Break, ...] = ()) -> Report:

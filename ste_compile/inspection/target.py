@@ -57,7 +57,7 @@ def unpacked(made: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, An
 
 
 def once(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    from .explain import kept
+    from .calls import kept
 
     with kept(model, args, kwargs):
         model(*args, **kwargs)

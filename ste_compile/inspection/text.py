@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .figures import BYTES, COUNTS, difference, mebibytes, plural, scaled
+from .suggestion import said_of_useless
 
 if TYPE_CHECKING:
     from .report import Graph, Part, Report, Site
+    from .suggestion import Suggestion
 
 WIDTH = 100
+SHOWN = 3  # sites of one suggestion; the rest is counted
 NUMERIC = (*COUNTS, *BYTES.values())  # the headings of columns that are set to the right, and not wrapped
 
 
@@ -57,6 +61,28 @@ def _blocks(report: Report) -> Iterator[str | Table]:
             yield _parts(graph)
             if rest := difference(graph.rest()):
                 yield f"in the forward, besides what sites free: {rest}"
+    yield from _suggestions(report)
+
+
+def _suggestions(report: Report) -> Iterator[str | Table]:
+    """What would free more, the best first; nothing where nobody asked."""
+    if report.tries is None:
+        return
+    yield ""
+    if report.suggestions:
+        yield "suggestions, and what each would free of the forward:"
+        rows = enumerate(report.suggestions, 1)
+        yield Table(("#", "suggestion", "frees"), [([str(i)], _edit(each), [each.said_of_freeing()]) for i, each in rows])
+    else:
+        yield "nothing to suggest"
+    if useless := said_of_useless(report.tries, report.suggestions):
+        yield useless
+
+
+def _edit(suggestion: Suggestion) -> list[str]:
+    places = [f"for {_short(site.file)}:{site.line}: {site.expression}" for site in dict.fromkeys(suggestion.sites)]
+    more = [f"and {plural(len(places) - SHOWN, 'line')} like these"] * (len(places) > SHOWN)
+    return [suggestion.edit.replace(f"{Path.cwd()}{os.sep}", ""), *places[:SHOWN], *more]
 
 
 def _what(site: Site) -> list[str]:
