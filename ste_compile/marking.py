@@ -59,18 +59,18 @@ def _mark(graph: Graph) -> bool:
         elif node.op == "call_method" and node.target == "detach_" and node.args[0].op != "placeholder":
             value: Any = node.args[0]
             later = [user for user in (*value.users, *node.users) if order.get(user, -1) > order[node]]
-            marked |= _detach(value, later, {value, node}, order)
+            marked |= detach(value, later, {value, node}, order)
         elif off:
             without.add(node)
         else:
             for value in without.intersection(node.all_input_nodes):
                 readers.setdefault(value, []).append(node)
     for value, later in readers.items():
-        marked |= _detach(value, later, {value}, order)
+        marked |= detach(value, later, {value}, order)
     return marked
 
 
-def _detach(value: Node, readers: Iterable[Node], names: set[Node], order: dict[Node, int]) -> bool:
+def detach(value: Node, readers: Iterable[Node], names: set[Node], order: dict[Node, int]) -> bool:
     """Let `readers` read `value`, which they know by `names`, behind a `detach`. Nothing is changed where the value is no
     floating-point tensor, or requires a gradient after all, as an in-place operator may make it do. (A write through the `detach`
     writes to the value itself.)"""

@@ -89,7 +89,7 @@ def outcome(name: str, what: str) -> tuple[str, list[str]]:
         warnings.simplefilter("always")
         try:
             if what == "explain":
-                assert len(ste_compile.explain(ste_compile.ste_forward, x, x).sites) == 1
+                assert len(ste_compile.explain(ste_compile.ste_forward, x, x, suggest=True).sites) == 1
             elif what == "run":
                 with contextlib.redirect_stderr(io.StringIO()) as printed:
                     assert main(["run", __file__]) == 2

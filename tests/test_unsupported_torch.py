@@ -35,7 +35,7 @@ IMPORTED = [
     if not isinstance(getattr(importlib.import_module(node.module), alias.name), types.ModuleType)
 ]
 FEATURES = {name: feature for feature, (_, names) in _torch.FEATURES.items() for name in names}
-EXPLAINED = ("breaks", "counts")
+EXPLAINED = ("breaks", "suggestions", "counts")
 CORE = [name for name in (*IMPORTED, *_torch.SETTINGS, *_torch.INDUCTOR) if name not in (*FEATURES, *_torch.TESTING)]
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 from .aot import compilation, context, differentiable, forward_outputs, partition_again, saved
 from .dynamo import (
     backward_is_traced,
+    buckets,
     compile_id,
     compiled_apart,
     cut_indices,
@@ -33,6 +34,7 @@ from .dynamo import (
     parameter_indices,
     recompiling,
     uncompiled,
+    without_buckets,
 )
 from .imports import (
     CustomGraphPass,
@@ -81,6 +83,7 @@ __all__ = [
     "aot_autograd",
     "backward_is_traced",
     "break_in_words",
+    "buckets",
     "can",
     "channels_last",
     "check",
@@ -123,4 +126,5 @@ __all__ = [
     "trace_artifact",
     "trace_enabled",
     "uncompiled",
+    "without_buckets",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -69,3 +71,29 @@ def uncompiled(fn: Any) -> Any:
         fn = getattr(fn, "_orig_mod", fn)
         return fn._call_impl if getattr(fn, "_compiled_call_impl", None) is not None else fn
     return getattr(fn, "_torchdynamo_orig_callable", fn)
+
+
+def without_buckets() -> contextlib.AbstractContextManager[None]:
+    """Inside, DDPOptimizer cuts no graph."""
+    patched: contextlib.AbstractContextManager[None] = dynamo_config.patch(optimize_ddp=False)
+    return patched
+
+
+def buckets(gm: GraphModule, cap: int) -> list[tuple[int, set[str]]]:
+    """How DDPOptimizer would cut a graph from Dynamo, first part first: of each bucket the bytes of its parameters, and the names
+    of its nodes. `cap` is DDP's `bucket_bytes_cap`.
+
+    It notes the buckets, then cuts, at which it fails here: what it is given has the nodes of a graph, and is none (2.11 to
+    2.15)."""
+    from torch._dynamo.backends.distributed import DDPOptimizer
+
+    optimizer = DDPOptimizer(cap, lambda *args, **kwargs: None)
+    log = logging.getLogger(DDPOptimizer.__module__)
+    looked_at = types.SimpleNamespace(graph=gm.graph, get_submodule=gm.get_submodule)
+    disabled, log.disabled = log.disabled, True  # it warns of each odd bucket
+    try:
+        with contextlib.suppress(Exception):
+            optimizer.compile_fn(looked_at, [])
+    finally:
+        log.disabled = disabled
+    return [(bucket.size, {node.name for node in bucket.nodes}) for bucket in optimizer.buckets]

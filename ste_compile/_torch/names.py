@@ -131,6 +131,15 @@ FEATURES = {
             "torch._dynamo.utils:set_compilation_metrics_limit",
         ),
     ),
+    "suggestions": (
+        "`explain(suggest=True)` suggests nothing",
+        (
+            "torch._dynamo.backends.distributed:DDPOptimizer",
+            "torch._dynamo.config:accumulated_recompile_limit",
+            "torch._dynamo.config:optimize_ddp",
+            "torch._dynamo.config:recompile_limit",
+        ),
+    ),
     "counts": (
         "`explain` counts no kernels and no bytes",
         (

@@ -1,8 +1,5 @@
-"""Surrogates that are computed in another graph than their sites: an input there, which frees nothing upstream.
-
-graph_breaks    Dynamo stopped between the two
-buckets         DDPOptimizer cut between the two, where a bucket of gradients ended
-"""
+"""Surrogates that Dynamo traced into another graph than their sites, since it stopped between the two: inputs, which free nothing
+upstream."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def outside(record: Record, index: int) -> list[Node]:
     return from_outside(record.frees[index], record.stays, record.foreign)
 
 
-def graph_breaks(seen: Seen) -> Iterator[Edit]:
+def find(seen: Seen) -> Iterator[Edit]:
     """One edit for each break that cancelled sites have between them and their surrogates. It cannot be tried: Dynamo would have
     to read other code."""
     found: defaultdict[Break, list[Key]] = defaultdict(list)

@@ -15,6 +15,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from ..passes.levels import Rules
+from . import source
 from .calls import Call, Change
 from .figures import NOTHING, Figures
 from .graph_record import Record
@@ -71,7 +72,9 @@ class Seen:
                 if not record.sites[index].refusal:
                     yield (number, index), record, site
 
-    def place(self, key: Key) -> Place:
+    def place(self, key: Key | Place) -> Place:
+        if isinstance(key, Place):
+            return key
         site = self.report.graphs[key[0]].sites[key[1]]
         return Place(site.file, site.line, site.expression)
 
@@ -90,10 +93,11 @@ class Try:
 
 @dataclass(frozen=True)
 class Edit:
-    """`hope` decides what is tried first: more is better. With `undone`, what is tried is to do without what is there already, as
-    another way to compile does: it is worth what that has more."""
+    """`sites` are known by their number, or by their place where none was found. `hope` decides what is tried first: more is
+    better. With `undone`, what is tried is to do without what is there already, as another way to compile does: it is worth what
+    that has more."""
 
-    sites: tuple[Key, ...]
+    sites: tuple[Key | Place, ...]
     words: str
     attempt: Try | None = None
     why_not: str = ""
@@ -101,7 +105,22 @@ class Edit:
     undone: bool = False
 
 
+def at(number: int, change: Callable[[GraphModule], Any]) -> Change:
+    """A `Change` of one graph from Dynamo."""
+
+    def changed(index: int, gm: GraphModule) -> Any:
+        return change(gm) if index == number else None
+
+    return changed
+
+
 def origin(node: Node) -> str:
     """The name of the node of Dynamo's graph that a node was traced from; "" where torch keeps none."""
     sources = node.meta.get("from_node") or ()
     return str(sources[0].name) if sources else ""
+
+
+def said(node: Node) -> str:
+    """The expression that a node is part of as the user wrote it, with its place; the node's name where it is not known."""
+    frame = source.users_frame(source.frames(node))
+    return f"`{frame.code}` ({frame})" if frame else node.name

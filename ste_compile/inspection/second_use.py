@@ -30,8 +30,7 @@ from torch.fx import Graph, GraphModule, Node
 from .. import _torch
 from ..passes import Site, Sum
 from ..passes.nodes import ancestors, hint, is_cast, is_collective, is_marker, is_pure, uncast
-from . import source
-from .edits import Edit, Key, Seen, Traced, Try, origin
+from .edits import Edit, Key, Seen, Traced, Try, at, origin, said
 from .graph_record import Record
 
 SHOWN = 3  # uses that a sentence names
@@ -108,10 +107,10 @@ def _edits(
     by_product = not any(each in main and each in left_out for each in _results(traced.graph))
     if training and not all(map(is_marker, use.readers)) and (by_product or use.is_surrogate):
         words = f"Detach what {read} reads, if no gradient is wanted through it."
-        yield Edit(sites, words, Try(change=_at(number, lambda gm: _detach(gm, node.name, readers))))
+        yield Edit(sites, words, Try(change=at(number, lambda gm: _detach(gm, node.name, readers))))
     if by_product:
-        words = f"Leave out {read} in the steps that do not need it: the forward computes {_code(use.node)} for that alone."
-        yield Edit(sites, words, Try(change=_at(number, lambda gm: _leave_out(gm, node.name, readers))))
+        words = f"Leave out {read} in the steps that do not need it: the forward computes {said(use.node)} for that alone."
+        yield Edit(sites, words, Try(change=at(number, lambda gm: _leave_out(gm, node.name, readers))))
 
 
 def _readers(graph: Graph, use: _Use) -> set[str] | None:
@@ -124,9 +123,9 @@ def _readers(graph: Graph, use: _Use) -> set[str] | None:
 
 def _said(use: _Use) -> str:
     """The other uses as the user wrote them, with their places."""
-    said = list(dict.fromkeys(map(_code, map(_inner, use.readers))))
-    said = [*said[:SHOWN], *([f"{len(said) - SHOWN} more uses"] * (len(said) > SHOWN))]
-    return " and ".join([*said, *(["the result that it is"] * use.is_result)])
+    words = list(dict.fromkeys(map(said, map(_inner, use.readers))))
+    words = [*words[:SHOWN], *([f"{len(words) - SHOWN} more uses"] * (len(words) > SHOWN))]
+    return " and ".join([*words, *(["the result that it is"] * use.is_result)])
 
 
 def _inner(reader: Node) -> Node:
@@ -136,21 +135,7 @@ def _inner(reader: Node) -> Node:
     return reader
 
 
-def _code(node: Node) -> str:
-    frame = source.users_frame(source.frames(node))
-    return f"`{frame.code}` ({frame})" if frame else node.name
-
-
 # Dynamo's graph, changed as the edit would
-
-
-def _at(number: int, change: Callable[[GraphModule], Any]) -> Any:
-    """A `Change` of one graph."""
-
-    def changed(index: int, gm: GraphModule) -> Any:
-        return change(gm) if index == number else None
-
-    return changed
 
 
 def _detach(gm: GraphModule, name: str, readers: Collection[str]) -> None:

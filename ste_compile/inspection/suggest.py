@@ -14,14 +14,15 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 
 from .. import _torch
-from . import broken_graphs, other_levels, second_use
+from ..hooks import guarded
+from . import broken_graphs, buckets, lost_markers, other_levels, second_use
 from .calls import with_passes
 from .edits import Edit, Seen, Try
 from .figures import NOTHING, Figures
 from .progress import doing
 from .record import Recorder
 from .report import Graph, Report
-from .suggestion import NO_GAIN, Suggestion
+from .suggestion import Suggestion
 
 MOST = 8  # compiles; the edits beyond are listed, and say that they were not tried
 
@@ -29,13 +30,15 @@ MOST = 8  # compiles; the edits beyond are listed, and say that they were not tr
 KINDS: dict[str, Callable[[Seen], Iterator[Edit]]] = {
     "level": other_levels.find,
     "second use": second_use.find,
-    "graph break": broken_graphs.graph_breaks,
+    "DDP": buckets.find,
+    "no_grad": lost_markers.find,
+    "graph break": broken_graphs.find,
 }
 
 
 def suggested(seen: Seen) -> Report:
     """The report, with what would free more. No try can fail: one that does is listed as not tried, with its error."""
-    edits = _in_turn(seen)
+    edits = _in_turn(seen) if _torch.can("suggestions") else []
     now, found, tries = _totals(seen.report.graphs), [], 0
     trying = [edit for _, edit in edits if edit.attempt][:MOST]
     for kind, edit in edits:
@@ -48,7 +51,7 @@ def suggested(seen: Seen) -> Report:
         elif edit.attempt:
             suggestion = replace(suggestion, why_not=f"{MOST} others were; make one of those first, and ask again")
         found.append(suggestion)
-    found = [each for each in _differing(found) if not each.tried or each.rank > NO_GAIN]
+    found = [each for each in _differing(found) if not each.tried or each.gains]
     found.sort(key=lambda each: (each.tried, each.rank), reverse=True)
     return replace(seen.report, suggestions=tuple(found), tries=tries)
 
@@ -57,9 +60,13 @@ def _in_turn(seen: Seen) -> list[tuple[str, Edit]]:
     """The edits of all kinds: the most hopeful of each kind, then the next of each."""
     kinds = []
     for kind, find in KINDS.items():
-        edits = sorted(find(seen), key=lambda edit: Suggestion("", (), "", edit.hope).rank, reverse=True)
+        edits = sorted(guarded(_all, find, seen) or (), key=lambda edit: Suggestion("", (), "", edit.hope).rank, reverse=True)
         kinds.append([(kind, edit) for edit in edits])
     return [each for each in chain(*zip_longest(*kinds)) if each]
+
+
+def _all(find: Callable[[Seen], Iterator[Edit]], seen: Seen) -> list[Edit]:
+    return list(find(seen))
 
 
 def _totals(graphs: Sequence[Graph]) -> Figures:

@@ -40,17 +40,20 @@ class Suggestion:
     @property
     def rank(self) -> tuple[int, ...]:
         """What counts first: bytes saved for the backward, written, read, then kernels (operators, where these are not known).
-        Of two suggestions the larger is better; one that is not above `NO_GAIN` brings nothing."""
+        Of two suggestions the larger is better."""
         figures = self.frees
         work = figures.operators if figures.kernels is None else figures.kernels
         return tuple(each or 0 for each in (figures.bytes_saved, figures.bytes_written, figures.bytes_read, work))
 
+    @property
+    def gains(self) -> bool:
+        """Whether it brings anything: fewer bytes, all of them together, or as many and fewer kernels."""
+        *amounts, work = self.rank
+        return (sum(amounts), work) > (0, 0)
+
     def said_of_freeing(self) -> str:
         """In words: "2 matmuls fewer, 9.1 MiB less saved", or why that is not known."""
         return difference(self.frees) if self.tried else f"not tried: {self.why_not}"
-
-
-NO_GAIN = (0,) * 4
 
 
 def said_of_useless(tries: int, suggestions: Sequence[Suggestion]) -> str:
