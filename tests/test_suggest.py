@@ -163,6 +163,52 @@ def test_a_second_use_of_what_the_surrogate_is_computed_from():
     assert_kept(report, each, explained(Hidden(log=False), x, numerics="finite"))
 
 
+class Layered(nn.Module):
+    """A seed in each layer; a loss of each is added to the loss."""
+
+    def __init__(self, edit="none"):
+        super().__init__()
+        self.seeds, self.edit = nn.ModuleList(nn.Linear(32, 32) for _ in range(2)), edit
+
+    def forward(self, h):
+        logs = []
+        for layer in self.seeds:
+            seed = layer(h).tanh()
+            h = ste_compile.ste_forward(h, seed).relu()
+            if self.edit != "leave out":
+                read = seed.detach() if self.edit == "detach" else seed
+                logs.append((read @ read.T).logsumexp(-1).mean())
+        loss = h.pow(2).mean()
+        for each in logs:
+            loss = loss + 0.1 * each
+        return loss
+
+
+def test_one_line_that_reads_many_surrogates_is_one_edit():
+    """Given a loss of the seeds that is added to the loss in a loop, to leave that line out, or to detach what it reads, gives what
+    was promised. Broken by: one edit for each read; the loss taken for what depends on the site; seen to fail."""
+    x = torch.randn(16, 32)
+    report = explained(Layered(), x, numerics="finite", suggest=True)
+    assert ["Detach" in each.edit for each in report.suggestions] == [False, True] and report.tries == 2
+    for each, edit in zip(report.suggestions, ("leave out", "detach")):
+        assert_kept(report, each, explained(Layered(edit), x, numerics="finite"))
+
+
+def test_what_a_later_graph_reads_is_not_left_out():
+    """Given a surrogate that is read again after a graph break, to leave it out is not tried to the end."""
+    seed = nn.Linear(32, 32)
+
+    def fn(h):
+        s = seed(h).tanh()
+        out = ste_compile.ste_forward(h, s)
+        torch._dynamo.graph_break()
+        return out * s
+
+    report = explained(fn, torch.randn(16, 32), numerics="finite", suggest=True)
+    (each,) = report.suggestions
+    assert each.said_of_freeing() == "not tried: RuntimeError: a later graph reads what would be left out"
+
+
 def test_what_the_value_needs_is_no_second_use():
     """Given codes that are computed from the surrogate, as in a VQ-VAE, and a loss on them, there is nothing to suggest."""
 

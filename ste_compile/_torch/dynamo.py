@@ -87,7 +87,8 @@ def buckets(gm: GraphModule, cap: int) -> list[tuple[int, set[str]]]:
     2.15)."""
     from torch._dynamo.backends.distributed import DDPOptimizer
 
-    optimizer = DDPOptimizer(cap, lambda *args, **kwargs: None)
+    backend: Any = lambda *args, **kwargs: None  # noqa: E731
+    optimizer: Any = DDPOptimizer(cap, backend)
     log = logging.getLogger(DDPOptimizer.__module__)
     looked_at = types.SimpleNamespace(graph=gm.graph, get_submodule=gm.get_submodule)
     disabled, log.disabled = log.disabled, True  # it warns of each odd bucket

@@ -24,9 +24,10 @@ from ..state import modules_of, state_kept
 from .figures import NOT_MEASURED, Figures
 from .record import Recorder, recording
 
-# Given the number of a graph from Dynamo, from 0 on, and the graph, which it may change. Where that takes results away, it
-# returns what makes all of them of those that are left.
-Change = Callable[[int, GraphModule], Callable[[Any], Any] | None]
+Compiled = Callable[..., Any]
+# Given the number of a graph from Dynamo, from 0 on, and the graph, which it may change. Where the code around the graph would
+# miss something then, it returns what to wrap the compiled graph in.
+Change = Callable[[int, GraphModule], Callable[[Compiled], Compiled] | None]
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def run(call: Call, options: dict[str, Any], change: Change | None = None, *, ba
     numbers = itertools.count()
 
     def backend(gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        finish = change(next(numbers), gm) if change else None
+        wrap = change(next(numbers), gm) if change else None
         compiled = compile_with(gm, inputs, options, marks=marks)
-        return (lambda *args: finish(compiled(*args))) if finish else compiled
+        return wrap(compiled) if wrap else compiled
 
     called(call, backend, backward=backward)
 

@@ -105,11 +105,12 @@ class Edit:
     undone: bool = False
 
 
-def at(number: int, change: Callable[[GraphModule], Any]) -> Change:
+def at(number: int, change: Callable[[GraphModule], None]) -> Change:
     """A `Change` of one graph from Dynamo."""
 
-    def changed(index: int, gm: GraphModule) -> Any:
-        return change(gm) if index == number else None
+    def changed(index: int, gm: GraphModule) -> None:
+        if index == number:
+            change(gm)
 
     return changed
 

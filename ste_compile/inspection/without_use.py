@@ -1,0 +1,161 @@
+"""A graph from Dynamo without a use of some of its values: changed as the edit of the code would change it, and only so far.
+
+    detach       what readers read is detached:     cos(seed)    ->    cos(seed.detach())
+    leave_out    the readers go, with all that comes of them; of a loss with such a summand, the rest is left
+    LeftOut      that as a `Change`: a later graph may not read what is left out
+
+Nodes are known by name: traced again, the same code gives the same names.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from ..passes.nodes import hint
+from .calls import Compiled
+
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+@dataclass(frozen=True)
+class Read:
+    """The value of a node, and which nodes read it; the graph's output is among them where it is a result."""
+
+    name: str
+    readers: frozenset[str]
+
+    def of(self, node: Node) -> bool:
+        """Whether it is this node that reads."""
+        return node.name in self.readers and any(each.name == self.name for each in node.all_input_nodes)
+
+
+def is_by_product(graph: Graph, reads: Sequence[Read], roots: Collection[str]) -> bool:
+    """Whether all results that would go depend on the sites, whose names are `roots`, through these reads alone."""
+    main: set[Node] = set()
+    for node in graph.nodes:
+        if node.name in roots or (not main.isdisjoint(node.all_input_nodes) and not any(read.of(node) for read in reads)):
+            main.add(node)
+    gone, _ = _gone(graph, reads)
+    return not any(each in gone and each in main for each in results(graph))
+
+
+def detach(gm: GraphModule, reads: Sequence[Read]) -> None:
+    for read in reads:
+        node = _named(gm, read.name)
+        users = [user for user in node.users if read.of(user)]
+        with gm.graph.inserting_after(node):
+            detached = gm.graph.call_method("detach", (node,))
+        detached.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, detached)
+    gm.recompile()
+
+
+def leave_out(gm: GraphModule, reads: Sequence[Read]) -> Callable[[Any], tuple[Any, ...]]:
+    """Returns what puts zeros, for the code that goes on after the graph, between the results that are left."""
+    graph, output = gm.graph, gm.graph.output_node()
+    known = results(graph)
+    itself = {_named(gm, read.name) for read in reads if output.name in read.readers}
+    gone, sums = _gone(graph, reads)
+    missing = {i: _zeros(each) for i, each in enumerate(known) if each in gone or each in itself}
+    output.args = (tuple(each for i, each in enumerate(known) if i not in missing),)
+    for node, rest in sums.items():
+        while rest in sums:
+            rest = sums[rest]
+        node.replace_all_uses_with(rest)
+        graph.erase_node(node)
+    _erase(graph, gone)
+    gm.recompile()
+
+    def finish(left: Any) -> tuple[Any, ...]:
+        rest = iter(left)
+        return tuple(missing[i]() if i in missing else next(rest) for i in range(len(known)))
+
+    return finish
+
+
+class LeftOut:
+    """A `Change` of the graphs from Dynamo that have such reads, by their numbers."""
+
+    def __init__(self, reads: Mapping[int, Sequence[Read]]) -> None:
+        self.reads = reads
+        self.zeros: list[Any] = []
+
+    def __call__(self, number: int, gm: GraphModule) -> Callable[[Compiled], Compiled]:
+        finish = leave_out(gm, self.reads[number]) if number in self.reads else None
+
+        def wrap(compiled: Compiled) -> Compiled:
+            def call(*args: Any) -> Any:
+                if any(each is zero for each in args for zero in self.zeros):
+                    raise RuntimeError("a later graph reads what would be left out")
+                left = compiled(*args)
+                if finish is None:
+                    return left
+                whole = finish(left)
+                self.zeros += [each for each in whole if not any(each is other for other in left)]
+                return whole
+
+            return call
+
+        return wrap
+
+
+def results(graph: Graph) -> list[Any]:
+    found: Any = graph.output_node().args[0]
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _gone(graph: Graph, reads: Sequence[Read]) -> tuple[set[Node], dict[Node, Node]]:
+    """The readers and what comes of them; and each sum that stays without such a summand, with what is left of it."""
+    gone: set[Node] = set()
+    sums: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node.op == "output" or not (any(read.of(node) for read in reads) or not gone.isdisjoint(node.all_input_nodes)):
+            continue
+        rest = [each for each in node.all_input_nodes if each not in gone]
+        if node.target in SUMS and not node.kwargs and len(node.args) == 2 and len(rest) == 1 and _is_loss(node, rest[0]):
+            sums[node] = rest[0]
+        else:
+            gone.add(node)
+    return gone, sums
+
+
+def _is_loss(node: Node, summand: Node) -> bool:
+    """Whether a sum and its summand are single numbers, and stand for each other."""
+    values = [each.meta.get("example_value") for each in (node, summand)]
+    return all(isinstance(each, Tensor) and each.ndim == 0 and each.dtype == values[0].dtype for each in values)
+
+
+def _named(gm: GraphModule, name: str) -> Node:
+    for node in gm.graph.nodes:
+        if node.name == name:
+            return node
+    raise RuntimeError(f"traced again, the graph has no {name}")
+
+
+def _erase(graph: Graph, gone: set[Node]) -> None:
+    """Erase nodes, and what was computed for them alone."""
+    for node in reversed(graph.nodes):
+        if node in gone and not node.users:
+            gone |= {each for each in node.all_input_nodes if each.users.keys() == {node} and not _acts(each)}
+            graph.erase_node(node)
+
+
+def _acts(node: Node) -> bool:
+    """Whether a node has to stay though nobody reads it: an input, or what may change what it reads, as `add_` does."""
+    return node.is_impure() or str(node.target).endswith("_")
+
+
+def _zeros(node: Node) -> Callable[[], Tensor]:
+    value = node.meta.get("example_value")
+    if not isinstance(value, Tensor):
+        raise RuntimeError(f"the result {node.name} is no tensor")
+    size, dtype, device = [hint(each) for each in value.shape], value.dtype, value.device
+    return lambda: torch.zeros(size, dtype=dtype, device=device)
