@@ -10,7 +10,7 @@ Nodes are known by name: traced again, the same code gives the same names.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,27 @@ def is_by_product(graph: Graph, reads: Sequence[Read], roots: Collection[str]) -
         if node.name in roots or (not main.isdisjoint(node.all_input_nodes) and not any(read.of(node) for read in reads)):
             main.add(node)
     gone, _ = _gone(graph, reads)
-    return not any(each in gone and each in main for each in results(graph))
+    return not any(each in gone and each in main for each in results(graph)) and not _is_written_for_others(graph, gone)
+
+
+def _is_written_for_others(graph: Graph, gone: Set[Node]) -> bool:
+    """Whether one of the nodes that go writes in place to what others read later."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in gone:
+        written = node
+        while _writes(written):
+            written = written.args[0]  # type: ignore[assignment]
+        later = [user for user in written.users if order[user] > order[node] and user.op != "output"]
+        if written is not node and not gone.issuperset(later):
+            return True
+    return False
+
+
+def _writes(node: Node) -> bool:
+    """Whether a call writes to its first argument, as `add_` does."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = node.op in ("call_method", "call_function") and (name.endswith("_") or node.target is operator.setitem)
+    return in_place and isinstance(next(iter(node.args), None), Node)
 
 
 def detach(gm: GraphModule, reads: Sequence[Read]) -> None:
@@ -71,7 +91,9 @@ def leave_out(gm: GraphModule, reads: Sequence[Read]) -> Callable[[Any], tuple[A
             rest = sums[rest]
         node.replace_all_uses_with(rest)
         graph.erase_node(node)
-    _erase(graph, gone)
+    for node in reversed(graph.nodes):
+        if node in gone:  # (what was computed for these alone AOTAutograd leaves out)
+            graph.erase_node(node)
     gm.recompile()
 
     def finish(left: Any) -> tuple[Any, ...]:
@@ -129,28 +151,17 @@ def _gone(graph: Graph, reads: Sequence[Read]) -> tuple[set[Node], dict[Node, No
 
 def _is_loss(node: Node, summand: Node) -> bool:
     """Whether a sum and its summand are single numbers, and stand for each other."""
-    values = [each.meta.get("example_value") for each in (node, summand)]
-    return all(isinstance(each, Tensor) and each.ndim == 0 and each.dtype == values[0].dtype for each in values)
+    total, rest = (each.meta.get("example_value") for each in (node, summand))
+    if not isinstance(total, Tensor) or not isinstance(rest, Tensor):
+        return False
+    return total.ndim == rest.ndim == 0 and total.dtype == rest.dtype
 
 
 def _named(gm: GraphModule, name: str) -> Node:
-    for node in gm.graph.nodes:
-        if node.name == name:
-            return node
-    raise RuntimeError(f"traced again, the graph has no {name}")
-
-
-def _erase(graph: Graph, gone: set[Node]) -> None:
-    """Erase nodes, and what was computed for them alone."""
-    for node in reversed(graph.nodes):
-        if node in gone and not node.users:
-            gone |= {each for each in node.all_input_nodes if each.users.keys() == {node} and not _acts(each)}
-            graph.erase_node(node)
-
-
-def _acts(node: Node) -> bool:
-    """Whether a node has to stay though nobody reads it: an input, or what may change what it reads, as `add_` does."""
-    return node.is_impure() or str(node.target).endswith("_")
+    node: Node | None = next((node for node in gm.graph.nodes if node.name == name), None)
+    if node is None:
+        raise RuntimeError(f"traced again, the graph has no {name}")
+    return node
 
 
 def _zeros(node: Node) -> Callable[[], Tensor]:
