@@ -27,6 +27,7 @@ examples:
   torchrun --nproc-per-node 2 -m ste_compile run train.py
   python -m ste_compile explain model.py:example
   python -m ste_compile explain model.py:example --numerics finite --numerics encoder.quantizer=algebraic --html report.html
+  python -m ste_compile explain model.py:example --numerics finite --suggest
   python -m ste_compile explain model.py:example --json - | jq '.graphs[].sites[] | {file, line, action}'
   python -m ste_compile rewrite model.pt2 smaller.pt2 --numerics algebraic
   python -m ste_compile backends
@@ -69,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument(
         "--values", action="store_true", help="also say how far eager's values are from what the sites stand for"
     )
-    explain.add_argument(
-        "--suggest", action="store_true", help="also say which edits would free more, each tried: what the totals would be"
-    )
+    explain.add_argument("--suggest", action="store_true", help="also say which edits would free more, each tried, best first")
     explain.add_argument("--diff", action="store_true", help="also print what the passes change in each graph, as a diff")
     rewrite = commands.add_parser("rewrite", help="write an exported program without the surrogates that a level removes")
     rewrite.add_argument("source", metavar="IN.pt2", help="what torch.export.save wrote")

@@ -16,6 +16,7 @@ breaks          where Dynamo stopped, and why
 The result, plain data:
 
 report          `Report` and its parts, to and from JSON
+suggestion      one of its parts: an edit, and what it would free
 figures         amounts of work and memory, and how they are said
 text            `print(report)`; tables with rich, and plain lines without
 summary         the same for `run`: one row for each line of code
@@ -25,6 +26,11 @@ drawing         the drawing in it of what is around a site
 For the user, called by `ste_compile.explain` and the command line:
 
 explain         compiles a model with the passes and without, and measures what each site frees
+calls           a call of the user's function, compiled for that alone, that leaves everything as it was
+suggest         edits that would free more, tried and ranked; each kind has a finder
+other_levels, second_use, buckets, lost_markers, broken_graphs      the finders
+edits           what a finder is given, and returns
+without_use     a graph from Dynamo without a use of a value
 target          what the command line's `explain` names, loaded
 progress        a line on the terminal meanwhile
 kept            what was found, beside Inductor's caches, for a run that they serve

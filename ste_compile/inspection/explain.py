@@ -46,7 +46,7 @@ def explain(
         values: also run the forward once more, on eager's own kernels, and say of each site how far eager's result is from the
             value that the estimator stands for.
         suggest: also look for edits that would free more, and compile the forward once more for each, for eight at most, to see
-            what it would: `report.suggestions`.
+            what it would: `report.suggestions` (`ste_compile.inspection.suggestion`).
 
     A line on the terminal, if there is one, says how far it is.
 
@@ -65,6 +65,12 @@ def explain(
         >>> report = explain(lambda h, s: h + (s.exp() - s.exp().detach()), torch.ones(4), torch.ones(4), numerics="finite")
         >>> [(site.value.node, site.action, site.frees.operators) for site in report.sites]
         [('arg1_1', 'cancelled', 3)]
+
+    What another level would free:
+
+        >>> report = explain(lambda h, s: h + (s.exp() - s.exp().detach()), torch.ones(4), torch.ones(4), suggest=True)
+        >>> print(report.suggestions[0].edit)
+        Ask for numerics="finite": a cancelled NaN or infinity no longer reaches the output.
     """
     rules = levels.check(numerics)
     if not callable(fn):

@@ -37,7 +37,7 @@ KINDS: dict[str, Callable[[Seen], Iterator[Edit]]] = {
 
 
 def suggested(seen: Seen) -> Report:
-    """The report, with what would free more. No try can fail: one that does is listed as not tried, with its error."""
+    """The report, with what would free more. A try that fails costs nothing: its edit is listed as not tried, with the error."""
     edits = _in_turn(seen) if _torch.can("suggestions") else []
     now, found, tries = _totals(seen.report.graphs), [], 0
     trying = [edit for _, edit in edits if edit.attempt][:MOST]
