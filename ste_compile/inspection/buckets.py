@@ -26,7 +26,7 @@ from ..state import modules_of
 from .breaks import CUT
 from .broken_graphs import outside
 from .calls import called
-from .edits import Edit, Key, Seen, Try, origin, said
+from .edits import Edit, Key, Seen, Try, first_line, origin, said
 
 MIB = 2**20
 
@@ -38,15 +38,19 @@ def find(seen: Seen) -> Iterator[Edit]:
     if not cut:
         return
     wrapped = _wrapped(seen)
-    cap = max(module.bucket_bytes_cap for module in wrapped)
-    whole = _whole(seen)
     found: defaultdict[int | None, list[Key]] = defaultdict(list)
     surrogates: defaultdict[int | None, set[str]] = defaultdict(set)
-    for key in cut:
-        gm, site, needed = _in_whole(seen, whole, cap, key)
-        number = _enough(gm, site, needed)
-        found[number].append(key)
-        surrogates[number] |= {said(node) for node in gm.graph.nodes if node.name in needed}
+    try:
+        whole = _whole(seen)
+        for key in cut:
+            gm, site, needed = _in_whole(seen, whole, wrapped[0].bucket_bytes_cap, key)
+            number = _enough(gm, site, needed)
+            found[number].append(key)
+            surrogates[number] |= {said(node) for node in gm.graph.nodes if node.name in needed}
+    except Exception as error:
+        words = "Set bucket_cap_mb in DistributedDataParallel so that the surrogate is in one bucket with its site."
+        yield Edit(tuple(cut), words, why_not=first_line(error))
+        return
     for number, keys in found.items():
         what = " and ".join(sorted(surrogates[number]))
         if number is None:
@@ -61,7 +65,7 @@ def find(seen: Seen) -> Iterator[Edit]:
 
 
 def _wrapped(seen: Seen) -> list[Any]:
-    """The DDP modules among those that are called."""
+    """The DDP modules among those that are called: at least one, where DDPOptimizer cut a graph."""
     call = seen.call
     given = [each for each in leaves((call.args, call.kwargs)) if isinstance(each, nn.Module)]
     parts = [part for module in (*modules_of(call.fn).values(), *given) for part in module.modules()]
@@ -104,10 +108,10 @@ def _in_whole(seen: Seen, whole: dict[str, GraphModule], cap: int, key: Key) -> 
     gm, root = whole[record.name], origin(record.sites[index].root)
     parts = [each for each in seen.traced if any(seen.records[i].name == record.name for i in each.records)]
     position = next(i for i, each in enumerate(parts) if number in each.records)
-    nodes, bucket = parts[position].graph.nodes, _torch.buckets(gm, cap)[position][1]
+    nodes, buckets = parts[position].graph.nodes, _torch.buckets(gm, cap)
     theirs = [node.name for node in nodes if node.op not in ("placeholder", "output")]
-    ours = [node.name for node in gm.graph.nodes if node.name in bucket]
-    if len(parts) != len(_torch.buckets(gm, cap)) or len(theirs) != len(ours):
+    ours = [node.name for node in gm.graph.nodes if len(parts) == len(buckets) and node.name in buckets[position][1]]
+    if len(theirs) != len(ours):
         raise RuntimeError("traced again, the graph has other buckets")
     inputs = [node.name for node in nodes if node.op == "placeholder"]
     given = record.graph.find_nodes(op="placeholder")

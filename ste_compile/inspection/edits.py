@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -31,8 +31,7 @@ class Traced:
     """A graph as it came from Dynamo, before any change, and the records of what was compiled of it."""
 
     graph: Graph
-    first: int  # how many records there were before
-    records: range = field(default_factory=lambda: range(0))
+    records: range
 
     def named(self, name: str) -> Node | None:
         return next((node for node in self.graph.nodes if node.name == name), None)
@@ -43,16 +42,16 @@ class Tracing:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.begun: list[Traced] = []
+        self.begun: list[tuple[Graph, int]] = []  # with how many records there were before
 
     def __call__(self, number: int, gm: GraphModule) -> None:
         copy = Graph()
         copy.output(copy.graph_copy(gm.graph, {}))
-        self.begun.append(Traced(copy, len(self.recorder.records)))
+        self.begun.append((copy, len(self.recorder.records)))
 
     def graphs(self) -> list[Traced]:
-        ends = [*(each.first for each in self.begun[1:]), len(self.recorder.records)]
-        return [Traced(each.graph, each.first, range(each.first, end)) for each, end in zip(self.begun, ends)]
+        ends = [*(first for _, first in self.begun[1:]), len(self.recorder.records)]
+        return [Traced(graph, range(first, end)) for (graph, first), end in zip(self.begun, ends)]
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,10 @@ def origin(node: Node) -> str:
     """The name of the node of Dynamo's graph that a node was traced from; "" where torch keeps none."""
     sources = node.meta.get("from_node") or ()
     return str(sources[0].name) if sources else ""
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def said(node: Node) -> str:

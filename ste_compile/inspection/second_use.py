@@ -47,11 +47,12 @@ class _Use:
     is_result: bool
     is_surrogate: bool
 
-    def __str__(self) -> str:
-        """The uses as the user wrote them, with their places."""
+    def said(self, how: str) -> str:
+        """The uses as the user wrote them, with their places; `how` is what is said of those that read."""
         words = list(dict.fromkeys(map(said, map(_inner, self.readers))))
         words = [*words[:SHOWN], *([f"{len(words) - SHOWN} more uses"] * (len(words) > SHOWN))]
-        return " and ".join([*words, *(["the result that it is"] * self.is_result)])
+        read = [how.format(" and ".join(words))] * bool(words)
+        return " and ".join([*read, *([f"the result {said(self.node)}"] * self.is_result)])
 
 
 def find(seen: Seen) -> Iterator[Edit]:
@@ -60,7 +61,7 @@ def find(seen: Seen) -> Iterator[Edit]:
     for number, record in enumerate(seen.records):
         for index in range(len(record.sites)):
             for use in _uses(record, index):
-                places[f"{use} of {said(use.node)}"].setdefault(use, []).append((number, index))
+                places[f"{use.said('{}')} of {said(use.node)}"].setdefault(use, []).append((number, index))
     for uses in places.values():
         yield from _edits(seen, uses)
 
@@ -78,9 +79,8 @@ def _uses(record: Record, index: int) -> Iterator[_Use]:
         readers = tuple(user for user in node.users if user in record.stays)
         if node.op != "call_function" or node not in stays or not is_pure(node) or is_collective(node):
             continue
-        if (readers or node in results) and origin(node) not in map(
-            origin, readers
-        ):  # inside of one call there is nothing to edit
+        inside = origin(node) in map(origin, readers)  # one call of the user's: there is nothing to edit
+        if (readers or node in results) and not inside:
             yield _Use(node, readers, node in results, node in surrogates)
 
 
@@ -109,7 +109,11 @@ def _edits(seen: Seen, uses: dict[_Use, list[Key]]) -> Iterator[Edit]:
         node = seen.traced[number].named(origin(each.node))
         shown = shown and node is not None and reads[number][-1].readers <= {user.name for user in node.users}
     if not shown:
-        yield Edit(sites, f"Leave out {use} in the steps that do not need it.", why_not="Dynamo's graph does not show it alone")
+        yield Edit(
+            sites,
+            f"Leave out {use.said('{}')} in the steps that do not need it.",
+            why_not="Dynamo's graph does not show it alone",
+        )
         return
     for number, theirs in reads.items():
         roots = [origin(seen.records[i].sites[index].root) for i, index in sites if i in seen.traced[number].records]
@@ -117,9 +121,11 @@ def _edits(seen: Seen, uses: dict[_Use, list[Key]]) -> Iterator[Edit]:
     training = seen.records[sites[0][0]].training
     detached = all(is_marker(reader) for each in uses for reader in each.readers) and not use.is_result
     if training and not detached and (by_product or use.is_surrogate):
-        yield Edit(sites, f"Detach what {use} reads, if no gradient is wanted through it.", Try(change=_detaching(reads)))
+        words = f"Detach {use.said('what {} reads')}, if no gradient is wanted through it."
+        yield Edit(sites, words, Try(change=_detaching(reads)))
     if by_product:
-        words = f"Leave out {use} in the steps that do not need it: the forward computes {said(use.node)} for that alone."
+        what = said(use.node) if use.readers else "it"
+        words = f"Leave out {use.said('{}')} in the steps that do not need it: the forward computes {what} for that alone."
         yield Edit(sites, words, Try(change=LeftOut(reads)))
 
 

@@ -17,12 +17,12 @@ from .. import _torch
 from ..hooks import guarded
 from . import broken_graphs, buckets, lost_markers, other_levels, second_use
 from .calls import with_passes
-from .edits import Edit, Seen, Try
+from .edits import Edit, Seen, Try, first_line
 from .figures import NOTHING, Figures
 from .progress import doing
 from .record import Recorder
 from .report import Graph, Report
-from .suggestion import Suggestion
+from .suggestion import Suggestion, rank
 
 MOST = 8  # compiles; the edits beyond are listed, and say that they were not tried
 
@@ -51,8 +51,8 @@ def suggested(seen: Seen) -> Report:
         elif edit.attempt:
             suggestion = replace(suggestion, why_not=f"{MOST} others were; make one of those first, and ask again")
         found.append(suggestion)
-    found = [each for each in _differing(found) if not each.tried or each.gains]
-    found.sort(key=lambda each: (each.tried, each.rank), reverse=True)
+    found = [each for each in found if not each.tried or each.gains]
+    found.sort(key=lambda each: (each.tried, rank(each.frees)), reverse=True)
     return replace(seen.report, suggestions=tuple(found), tries=tries)
 
 
@@ -60,7 +60,7 @@ def _in_turn(seen: Seen) -> list[tuple[str, Edit]]:
     """The edits of all kinds: the most hopeful of each kind, then the next of each."""
     kinds = []
     for kind, find in KINDS.items():
-        edits = sorted(guarded(_all, find, seen) or (), key=lambda edit: Suggestion("", (), "", edit.hope).rank, reverse=True)
+        edits = sorted(guarded(_all, find, seen) or (), key=lambda edit: rank(edit.hope), reverse=True)
         kinds.append([(kind, edit) for edit in edits])
     return [each for each in chain(*zip_longest(*kinds)) if each]
 
@@ -78,8 +78,7 @@ def _tried(seen: Seen, suggestion: Suggestion, edit: Edit, now: Figures) -> Sugg
     try:
         then = _attempt(seen, edit.attempt or Try())
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        return replace(suggestion, why_not=f"{type(error).__name__}: {first}")
+        return replace(suggestion, why_not=first_line(error))
     return replace(suggestion, frees=then - now if edit.undone else now - then, tried=True)
 
 
@@ -91,8 +90,3 @@ def _attempt(seen: Seen, attempt: Try) -> Figures:
     if len(graphs) != len(seen.report.graphs) and not attempt.regrouped:
         raise RuntimeError(f"it compiled {len(graphs)} graphs, and not {len(seen.report.graphs)}")
     return _totals(graphs)
-
-
-def _differing(suggestions: Sequence[Suggestion]) -> list[Suggestion]:
-    """Of two edits for the same sites that free the same, the first: finders name the smaller one first."""
-    return list({(s.kind, s.sites, s.frees if s.tried else s.edit): s for s in reversed(suggestions)}.values())[::-1]

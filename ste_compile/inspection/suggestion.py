@@ -38,22 +38,21 @@ class Suggestion:
     why_not: str = ""
 
     @property
-    def rank(self) -> tuple[int, ...]:
-        """What counts first: bytes saved for the backward, written, read, then kernels (operators, where these are not known).
-        Of two suggestions the larger is better."""
-        figures = self.frees
-        work = figures.operators if figures.kernels is None else figures.kernels
-        return tuple(each or 0 for each in (figures.bytes_saved, figures.bytes_written, figures.bytes_read, work))
-
-    @property
     def gains(self) -> bool:
         """Whether it brings anything: fewer bytes, all of them together, or as many and fewer kernels."""
-        *amounts, work = self.rank
+        *amounts, work = rank(self.frees)
         return (sum(amounts), work) > (0, 0)
 
     def said_of_freeing(self) -> str:
         """In words: "2 matmuls fewer, 9.1 MiB less saved", or why that is not known."""
         return difference(self.frees) if self.tried else f"not tried: {self.why_not}"
+
+
+def rank(frees: Figures) -> tuple[int, ...]:
+    """What counts first: bytes saved for the backward, written, read, then kernels (operators, where these are not known). The
+    larger is better."""
+    work = frees.operators if frees.kernels is None else frees.kernels
+    return tuple(each or 0 for each in (frees.bytes_saved, frees.bytes_written, frees.bytes_read, work))
 
 
 def said_of_useless(tries: int, suggestions: Sequence[Suggestion]) -> str:

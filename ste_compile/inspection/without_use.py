@@ -54,7 +54,7 @@ def _is_written_for_others(graph: Graph, gone: Set[Node]) -> bool:
         while _writes(written):
             written = written.args[0]  # type: ignore[assignment]
         later = [user for user in written.users if order[user] > order[node] and user.op != "output"]
-        if written is not node and not gone.issuperset(later):
+        if written is not node and any(user not in gone for user in later):
             return True
     return False
 
