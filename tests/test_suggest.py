@@ -194,19 +194,30 @@ def test_one_line_that_reads_many_surrogates_is_one_edit():
         assert_kept(report, each, explained(Layered(edit), x, numerics="finite"))
 
 
-@pytest.mark.parametrize("is_read", (False, True))
-def test_a_buffer_that_the_model_reads_is_no_by_product(is_read):
-    """Given a running mean of a surrogate, it can be left out if the rest of the model does not read it."""
-    seed, mean = nn.Linear(32, 32), torch.zeros(32)
+@pytest.mark.parametrize(
+    ("write", "without", "is_read"),
+    (
+        (lambda kept, s: kept.mul_(0.9).add_(0.1 * s.detach()), lambda kept, s: kept.mul_(0.9), False),
+        (lambda kept, s: kept.copy_(s.detach()), lambda kept, s: None, False),
+        (lambda kept, s: kept.copy_(s.detach()), None, True),
+    ),
+)
+def test_a_buffer_that_the_model_reads_is_no_by_product(write, without, is_read):
+    """Given a surrogate that is kept in a buffer, or its running mean, that can be left out if the rest of the model does not read
+    the buffer, and gives what was promised."""
+    seed, kept = nn.Linear(32, 32), torch.zeros(16, 32)
 
-    def fn(h):
+    def fn(h, write):
         s = seed(h).tanh()
-        mean.mul_(0.9).add_(0.1 * s.detach().mean(0))
+        write(kept, s)
         out = ste_compile.ste_forward(h, s)
-        return out * mean if is_read else out
+        return out * kept if is_read else out
 
-    report = explained(fn, torch.randn(16, 32), numerics="finite", suggest=True)
+    x = torch.randn(16, 32)
+    report = explained(fn, x, write, numerics="finite", suggest=True)
     assert [each.frees.matmuls for each in report.suggestions] == [1] * (not is_read)
+    for each in report.suggestions:
+        assert_kept(report, each, explained(fn, x, without, numerics="finite"))
 
 
 def test_what_a_later_graph_reads_is_not_left_out():

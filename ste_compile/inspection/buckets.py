@@ -26,7 +26,7 @@ from ..state import modules_of
 from .breaks import CUT
 from .broken_graphs import outside
 from .calls import called
-from .edits import Edit, Key, Seen, Try, first_line, origin, said
+from .edits import Edit, Key, Seen, Try, first_line, listed, origin, said
 
 MIB = 2**20
 
@@ -52,7 +52,7 @@ def find(seen: Seen) -> Iterator[Edit]:
         yield Edit(tuple(cut), words, why_not=first_line(error))
         return
     for number, keys in found.items():
-        what = " and ".join(sorted(surrogates[number]))
+        what = listed(sorted(surrogates[number]))
         if number is None:
             words = (
                 f"Set torch._dynamo.config.optimize_ddp=False, since {what} is in another bucket than its site at any "

@@ -8,7 +8,7 @@ Try      how to compile as if it had been
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from .record import Recorder
 from .report import Report, Site
 from .suggestion import Place
 
+SHOWN = 3  # places that a sentence names
 Key = tuple[int, int]  # (which record, which site of it)
 
 
@@ -118,6 +119,12 @@ def origin(node: Node) -> str:
     """The name of the node of Dynamo's graph that a node was traced from; "" where torch keeps none."""
     sources = node.meta.get("from_node") or ()
     return str(sources[0].name) if sources else ""
+
+
+def listed(words: Iterable[str]) -> str:
+    """Each once, joined; the first few, and how many more there are."""
+    each = list(dict.fromkeys(words))
+    return " and ".join([*each[:SHOWN], *([f"{len(each) - SHOWN} more"] * (len(each) > SHOWN))])
 
 
 def first_line(error: Exception) -> str:

@@ -26,10 +26,9 @@ from ..marking import detach
 from ..passes import Site
 from ..passes.nodes import is_marker, module_path
 from . import source
-from .edits import Edit, Key, Seen, Try, at, origin, said
+from .edits import Edit, Key, Seen, Try, at, listed, origin, said
 from .suggestion import Place
 
-SHOWN = 3  # places that a sentence names
 BLOCKS = ("no_grad", "inference_mode")
 Block = tuple[str, int]  # file, line of the `with`, or of the decorated function
 
@@ -52,10 +51,8 @@ def _elsewhere(seen: Seen) -> Iterator[Edit]:
                     keys.append(key)
                     places[_in_module(marker)] = None
     if keys:
-        named = [*places][:SHOWN]
-        named += [f"{len(places) - SHOWN} more"] * (len(places) > SHOWN)
         words = (
-            f"Write `.detach()` on {' and '.join(named)} for inductor_options and torch.export, which see neither a block "
+            f"Write `.detach()` on {listed(places)} for inductor_options and torch.export, which see neither a block "
             'without gradients nor detach_(), or keep to backend="ste", which does.'
         )
         yield Edit(tuple(dict.fromkeys(keys)), words, Try(marks=False), undone=True)
@@ -78,7 +75,7 @@ def _inside(seen: Seen) -> Iterator[Edit]:
         for value, reader, block in _leaving(traced.graph):
             left[block].append((value, reader))
         for block, pairs in left.items():
-            values = " and ".join(dict.fromkeys(_in_module(value) for value, _ in pairs))
+            values = listed(_in_module(value) for value, _ in pairs)
             words = f"Write `.detach()` on {values}: where gradients are off already, Dynamo shows no block without them."
             yield Edit(tuple(_place(reader) for _, reader in pairs), words, Try(change=at(number, partial(_mark, block=block))))
 

@@ -30,11 +30,11 @@ from .. import _torch
 from ..passes import Site, Sum
 from ..passes.nodes import ancestors, is_cast, is_collective, is_marker, is_pure, uncast
 from .calls import Change
-from .edits import Edit, Key, Seen, Try, origin, said
+from .edits import Edit, Key, Seen, Try, listed, origin, said
 from .graph_record import Record
-from .without_use import LeftOut, Read, detach, is_by_product
+from .without_use import LeftOut, Read, detach, is_by_product, writes
 
-SHOWN = 3  # uses that a sentence names
+WRITTEN = "what writes it to a buffer or an argument"  # AOTAutograd does that at the end, in a node of its own
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class _Use:
 
     def said(self, how: str) -> str:
         """The uses as the user wrote them, with their places; `how` is what is said of those that read."""
-        words = list(dict.fromkeys(map(said, map(_inner, self.readers))))
-        words = [*words[:SHOWN], *([f"{len(words) - SHOWN} more uses"] * (len(words) > SHOWN))]
-        read = [how.format(" and ".join(words))] * bool(words)
+        words = listed(said(_inner(each)) if origin(each) else WRITTEN for each in self.readers)
+        read = [how.format(words)] * bool(words)
         return " and ".join([*read, *([f"the result {said(self.node)}"] * self.is_result)])
 
 
@@ -105,9 +104,14 @@ def _edits(seen: Seen, uses: dict[_Use, list[Key]]) -> Iterator[Edit]:
         number = next(i for i, traced in enumerate(seen.traced) if keys[0][0] in traced.records)
         graph = seen.traced[number].graph
         output = [graph.output_node().name] * each.is_result
-        reads[number].append(Read(origin(each.node), frozenset([*map(origin, each.readers), *output])))
         node = seen.traced[number].named(origin(each.node))
-        shown = shown and node is not None and reads[number][-1].readers <= {user.name for user in node.users}
+        users = {user.name for user in node.users} if node else set()
+        writers = {user.name for user in node.users if writes(user)} if node else set()
+        named = {*filter(None, map(origin, each.readers)), *output}
+        if not all(map(origin, each.readers)):
+            shown, named = shown and bool(writers), named | writers
+        reads[number].append(Read(origin(each.node), frozenset(named)))
+        shown = shown and named <= users
     if not shown:
         yield Edit(
             sites,

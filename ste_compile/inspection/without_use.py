@@ -51,7 +51,7 @@ def _is_written_for_others(graph: Graph, gone: Set[Node]) -> bool:
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in gone:
         written = node
-        while _writes(written):
+        while writes(written):
             written = written.args[0]  # type: ignore[assignment]
         later = [user for user in written.users if order[user] > order[node] and user.op != "output"]
         if written is not node and any(user not in gone for user in later):
@@ -59,7 +59,7 @@ def _is_written_for_others(graph: Graph, gone: Set[Node]) -> bool:
     return False
 
 
-def _writes(node: Node) -> bool:
+def writes(node: Node) -> bool:
     """Whether a call writes to its first argument, as `add_` does."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = node.op in ("call_method", "call_function") and (name.endswith("_") or node.target is operator.setitem)
