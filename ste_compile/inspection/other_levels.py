@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from ..passes import Site, module_paths
 from ..passes.levels import LEVELS, RANK, Numerics, Rules, check
 from ..passes.nodes import module_path, module_stack, uncast
-from .edits import Edit, Key, Seen, Try
+from .edits import Edit, Key, Seen, Try, listed
 from .figures import NOTHING
 
 Paths = tuple[str, ...]
@@ -37,9 +37,9 @@ def find(seen: Seen) -> Iterator[Edit]:
             theirs = tuple(key for key in group if RANK[needs[key]] <= RANK[level])
             if rules := _rules(seen, where, level, theirs):
                 frees = [seen.report.graphs[number].sites[index].frees for number, index in theirs]
-                yield Edit(
-                    theirs, f"Ask for numerics={_written(rules)}: {LEVELS[level].costs}.", Try(rules), hope=sum(frees, NOTHING)
-                )
+                places = listed(f"{place.file}:{place.line}" if place.file else "its site" for place in map(seen.place, theirs))
+                words = f"Ask for numerics={_written(rules)} for {places}: {LEVELS[level].costs}."
+                yield Edit(theirs, words, Try(rules), hope=sum(frees, NOTHING))
 
 
 def _level(needs: str) -> Numerics:
