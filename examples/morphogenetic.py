@@ -58,8 +58,20 @@ def bottleneck_seed() -> nn.Module:
     )
 
 
-SEEDS: tuple[Callable[[], nn.Module], ...] = (conv_seed, NormSeed, bottleneck_seed, conv_seed)
-NAMES = ("conv", "norm", "bottleneck", "conv")
+class ResidualSeed(nn.Module):
+    """Convolution, group norm, relu, and a residual around them, on a contiguous copy of a channels-last activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.GroupNorm(8, WIDTH), nn.ReLU())
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h.contiguous()
+        return h + self.layers(h)
+
+
+SEEDS: tuple[Callable[[], nn.Module], ...] = (conv_seed, NormSeed, bottleneck_seed, ResidualSeed)
+NAMES = ("conv", "norm", "bottleneck", "residual")
 
 
 class Host(nn.Module):

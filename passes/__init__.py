@@ -5,7 +5,8 @@ recognise       joint or inference graph -> sites: sums in which a term cancels 
                 what their arithmetic is (`arithmetic`)
 cancel          joint, inference or partitioned forward: what the level permits
 keep, release   what a cancelled surrogate drew or mutated (`effects`): read by the forward until it has been partitioned
-defer           partitioned backward: what moved there from the forward, in regions of its own
+defer           partitioned backward: what moved there from the forward, in `regions` of its own, each in the `layout` that its
+                convolutions and norms are fast in
 tag, fuse       what is left: marked now, rewritten in the post-grad graph to the operators of `ops`
                 (`rounding`: what rounds where)
 freed           for the report: what each site keeps in the forward

@@ -34,13 +34,17 @@ Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
 
 
 def defer(
-    forward: GraphModule, backward: GraphModule, partition: Partition, channels_last: ChannelsLast, layout_is_forced: bool = False
+    forward: GraphModule,
+    backward: GraphModule,
+    partition: Partition,
+    channels_last: ChannelsLast,
+    may_stay_contiguous: bool = True,
 ) -> GraphModule:
     """The backward, with the forward that was deferred to it in regions; `backward` itself where there is nothing to gain.
 
     `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out channels-last,
-    whatever their fake values say; the results of a region get these strides, because they are read with them. Unless the
-    user forced that layout, convolutions around group norms keep theirs (see `layout`). Neither module is changed.
+    whatever their fake values say; the results of a region get these strides, because they are read with them. If they
+    `may_stay_contiguous`, convolutions around group norms do (see `layout`). Neither module is changed.
     """
     later = _after_tangents(backward.graph)
     moved = _moved(forward.graph, backward.graph, later)
@@ -51,7 +55,7 @@ def defer(
     saved = {node for node in backward.graph.nodes if node.name in kept}
     parts = [part for part in parts_of(backward.graph, saved) if is_worth_it(part)]
     for part in parts:
-        part.module = region_of(backward, part, channels_last, layout_is_forced)
+        part.module = region_of(backward, part, channels_last, may_stay_contiguous)
     parts = [part for part in parts if part.module]
     return _joined(backward, later, saved, parts) if parts else backward
 

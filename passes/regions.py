@@ -75,7 +75,7 @@ def is_worth_it(part: Part) -> bool:
     return any(map(is_matmul, part.nodes)) and all(map(is_pure, part.nodes)) and any(tensor(n) is not None for n in part.inputs)
 
 
-def region_of(backward: GraphModule, part: Part, channels_last: ChannelsLast, layout_is_forced: bool) -> GraphModule | None:
+def region_of(backward: GraphModule, part: Part, channels_last: ChannelsLast, may_stay_contiguous: bool) -> GraphModule | None:
     """A module of its own for a part. None where a result will have symbolic strides, which cannot be forced."""
     graph = Graph()
     copied: dict[Node, Node] = {}
@@ -89,7 +89,7 @@ def region_of(backward: GraphModule, part: Part, channels_last: ChannelsLast, la
     output = graph.output(tuple(copied[node] for node in part.outputs))
     output.meta[REGION] = True
     module = GraphModule(backward, graph)
-    contiguous = set() if layout_is_forced else stay_contiguous(graph, channels_last(module))
+    contiguous = stay_contiguous(graph, channels_last(module)) if may_stay_contiguous else set()
     part.contiguous = {node for node in part.nodes if copied[node].target is ops.convolution.default}
     laid_out = channels_last(module)
     results = list(arg(output))

@@ -86,8 +86,8 @@ def run_partition(
     cancelled = joint.graph.output_node().meta.get(CANCELLED)
     forward, backward = partition(joint)
     if cancelled and _torch.can("regions"):
-        forced = _torch.layout_is_forced()
-        backward = guarded(defer, forward, backward, _torch.partition_again, channels_last, forced) or backward
+        contiguous = _torch.may_stay_contiguous()
+        backward = guarded(defer, forward, backward, _torch.partition_again, channels_last, contiguous) or backward
     return forward, backward
 
 

@@ -5,6 +5,7 @@ import operator
 import torch
 from ste_compile.passes import cancel, recognise, release
 from ste_compile.passes.effects import effects
+from ste_compile.passes.meta import TURN
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -72,6 +73,8 @@ def test_what_is_lost_is_held_in_graph_order_and_what_reads_a_buffer_is_saved():
     assert named(after.args[1]) == ["sin", "rand_like_1"] and graph.output_node() in after.users
     sin, rand = after.args[1]
     assert sin.meta["recompute"] is CheckpointPolicy.MUST_SAVE and "recompute" not in rand.meta
+    turns = {node.name: node.meta[TURN] for node in graph.nodes if TURN in node.meta}
+    assert [*turns] == ["rand_like", "rand_like_1", "copy_"] and sorted(turns.values()) == [*turns.values()]
 
 
 def test_nothing_is_held_where_nothing_is_lost():

@@ -12,6 +12,7 @@ from torch import nn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.torch_version import TorchVersion
 
 import ste_compile
 
@@ -124,6 +125,7 @@ def backward_code(model, x, **options):
     return codes[-1], [parameter.grad.clone() for parameter in model.parameters()]
 
 
+SCALAR = TorchVersion(torch.__version__) >= "2.13"  # else they are vectorised over the channels of a block
 LOOP = re.compile(r"for\(int64_t x\d=.*?<static_cast<int64_t>\((\d+)L\)")
 
 
@@ -145,7 +147,8 @@ def test_the_loops_of_a_group_norms_gradient_are_vectorised(seed_layout):
     gradients = []
     for forced in (False, True):
         code, found = backward_code(model, x, force_layout_optimization=forced)
-        assert [turns for turns in scalar_loops(code) if turns >= image] == [image, image] * forced and "deferred_0" in code
+        slow = [turns for turns in scalar_loops(code) if turns >= image]
+        assert "deferred_0" in code and slow == [image, image] * (forced and SCALAR)
         gradients.append(found)
         model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):

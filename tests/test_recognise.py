@@ -6,7 +6,7 @@ import operator
 
 import pytest
 import torch
-from ste_compile.passes import Outcome, Reason, cancel, number_values, recognise
+from ste_compile.passes import Outcome, Reason, arithmetic, cancel, number_values, recognise
 from ste_compile.passes.levels import LEVELS
 from ste_compile.passes.linear_form import LIMIT, Form
 from ste_compile.passes.nodes import is_backward
@@ -104,6 +104,20 @@ def test_a_sum_without_a_marker_between_its_halves_is_no_near_miss():
     assert not sites(lambda v, s: (v.detach() + s.detach()).view(-1) - s.detach().view(-1), 2)
 
 
+@pytest.mark.parametrize(
+    "fn",
+    (
+        lambda v, s: s.half() + (v + s.half()).detach().half(),
+        lambda v, s: s.half() - (v - s.half()).detach().half(),
+        lambda v, s: (v - s).view(-1) - s.detach().view(-1),
+        lambda v, s: s.half() + torch.sub(v, s.half(), alpha=2).detach().half(),
+    ),
+)
+def test_halves_that_do_not_cancel_are_no_near_miss(fn):
+    """Broken by: `match_apart` that looks at one of the two signs, or not at their size; seen to fail."""
+    assert not sites(fn, 2)
+
+
 def test_a_value_may_be_negated_at_either_level():
     """Broken by: `negated` turned round, or the sign of a part; seen to fail."""
     for fn in (lambda v, s: (s - s.detach()) - v, lambda v, s: s - (v + s).detach()):
@@ -117,6 +131,7 @@ def test_a_value_may_be_negated_at_either_level():
         lambda h, s: h + (s + s.detach()),
         lambda h, s: h + (s - (-s).detach()),
         lambda h, s: h + (-s + (-s).detach()),
+        lambda h, s: h + (-s - s.detach()),
         lambda h, s: h + (torch.neg(-s) + s.detach()),
         lambda h, s: h + torch.sub(s, s.detach(), alpha=3),
         lambda h, s: h + (s.detach() - s.detach()),
@@ -324,3 +339,31 @@ def test_layouts_are_compared_where_they_are_seen():
         torch.randn(1, 8)
     ).graph
     assert len(recognise(graph)) == 1
+
+
+def test_a_value_in_no_node_has_the_signs_that_the_site_gives_it():
+    """Given differences inside of differences. Broken by: the product of the signs in `rest`; seen to fail."""
+    (site,) = sites(lambda a, b, c, s: (b - ((a - s) - c)) - s.detach(), 4)
+    assert site.refusal is None and str(site.value) == "b_1 + c_1 - a_1"
+
+
+def test_a_value_in_no_node_adds_each_once():
+    """Given twice a value. Broken by: `rest` that takes a multiple for the value itself; seen to fail."""
+    (site,) = sites(lambda a, b, s: (torch.add(s, a, alpha=2) + b) - s.detach(), 3)
+    assert site.value is None and site.refusal == Reason.NO_HOLDER.of()
+
+
+@pytest.mark.parametrize("limit", range(3, 9))
+def test_a_value_in_no_node_is_a_short_sum(monkeypatch, limit):
+    """Given a value that is a sum of many, none of which holds the others. Broken by: a limit in `rest` that is one more, or that
+    is not that of all that is found and to be looked at; seen to fail."""
+    monkeypatch.setattr(arithmetic, "LIMIT", limit)
+
+    def found(count):
+        def fn(s, *terms):
+            return functools.reduce(operator.add, terms, s) - s.detach()
+
+        (site,) = sites(fn, 1 + count)
+        return site.value is not None
+
+    assert [found(count) for count in (limit - 2, limit - 1, limit)] == [True, True, False]

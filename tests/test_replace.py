@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ste_compile.passes import Refused, Rewrites, replace, replace_with_value
+from ste_compile.passes.cancel import drop_assertions
 from ste_compile.passes.memory import Memory, Move, storages
 from ste_compile.passes.replace import check_same, drop_unused, same_strides
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -292,3 +293,18 @@ def test_only_what_nobody_uses_and_nobody_sees_is_dropped():
     dropped = drop_unused(traced.graph, node(traced.graph, "add"))
     assert {each.name for each in dropped} == {"add", "exp", "mul", "cos"}
     assert [each.name for each in traced.graph.nodes] == ["h_1", "sin", "rand_like", "cos_1", "sum_1", "output"]
+
+
+def test_the_strides_of_sparse_tensors_are_not_compared():
+    """Broken by: `same_strides` asking a sparse tensor for its strides, or taking any two layouts for alike; seen to fail."""
+    dense = torch.eye(2)
+    assert same_strides(dense.to_sparse(), dense.to_sparse()) and same_strides(dense.to_sparse_csr(), dense.to_sparse_csr())
+    assert not same_strides(dense.to_sparse(), dense) and not same_strides(dense, dense.to_sparse_csr())
+
+
+def test_what_an_export_asserts_of_casts_is_dropped():
+    """Broken by: `drop_assertions` that drops nothing; seen to fail."""
+    graph = torch.fx.Graph()
+    graph.call_function(torch.ops.aten._assert_tensor_metadata.default, (graph.placeholder("x"),))
+    drop_assertions(graph)
+    assert [node.op for node in graph.nodes] == ["placeholder"]

@@ -61,7 +61,7 @@ from .lowering import (
 )
 from .names import FEATURES, INDUCTOR, NEWEST, OLDEST, RUN, SETTINGS, TESTING, can, check, failed
 from .run import compiled_by, inductor_cache
-from .scheduling import POST_FUSION, Kernel, channels_last, kernels, layout_is_forced, run_after
+from .scheduling import POST_FUSION, Kernel, channels_last, kernels, may_stay_contiguous, run_after
 from .testing import compiling_alone, fake_inputs, joint_graph, lower
 
 __all__ = [

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
+from torch.torch_version import TorchVersion
 
 from .imports import inductor_config
 
@@ -26,9 +28,10 @@ def channels_last(gm: GraphModule) -> set[Node]:
     return set(GraphLowering.find_nodes_prefer_channels_last(lowering))
 
 
-def layout_is_forced() -> bool:
-    """Whether the user had Inductor lay out channels-last whatever it can."""
-    return bool(inductor_config.force_layout_optimization)
+def may_stay_contiguous() -> bool:
+    """Whether Inductor's loops over blocks of channels are slow channels-last (from 2.13), and the user did not have it lay out
+    all it can. 2.11 goes over the channels of a block in a loop of its own, and vectorises it."""
+    return TorchVersion(torch.__version__) >= "2.13" and not inductor_config.force_layout_optimization
 
 
 @dataclass(frozen=True)
