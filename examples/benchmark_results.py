@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +165,11 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Saved bytes and step time, as ratios to the host alone, against the number of seeds: a column for each kind of seed."""
+    """Saved bytes and step time, as ratios to the host alone, against the number of seeds: a column for each kind of seed that was
+    measured with several. (If none was, for each kind.)"""
     seeded = [rows for rows in grouped(rows) if rows["stock"]["work"] in SEEDED]
-    kinds = list(dict.fromkeys((rows["stock"]["work"], rows["stock"]["kind"]) for rows in seeded))
+    measured = Counter((rows["stock"]["work"], rows["stock"]["kind"]) for rows in seeded)
+    kinds = [kind for kind, numbers in measured.items() if numbers > 1] or list(measured)
     if not kinds:
         raise ValueError(f"a picture needs rows with seeds, of {' or '.join(SEEDED)}")
     measures = {

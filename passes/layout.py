@@ -7,7 +7,8 @@
 A group norm has one coefficient for each block of channels. Its gradient's loop runs over channels fastest where images are
 channels-last, and reads the coefficients at `channel // size`. Inductor's C++ backend does not vectorise a loop if 12% of its
 operations are such reads (`KernelOpStats`, 2.13 to 2.15), and with 16-bit images this one has 6 in 31. Contiguous, it is
-vectorised over the pixels. (In 2.11 it is vectorised over the channels of a block, and nothing is to be gained.) Seen on one thread (64x32x32x32, bf16, AVX-512, torch 2.13), in ns for each element:
+vectorised over the pixels. (In 2.11 it is vectorised over the channels of a block, and nothing is to be gained.) Seen on one
+thread (64x32x32x32, bf16, AVX-512, torch 2.13), in ns for each element:
 
     forward / gradient of          contiguous    channels-last
     group norm, 8 blocks           4.4 / 4.1       5.6 / 7.4
