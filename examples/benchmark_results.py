@@ -165,8 +165,8 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Saved bytes and step time, as ratios to the host alone, against the number of seeds: a column for each kind that was measured
-    with several numbers. (If none was, for each kind.)"""
+    """Saved bytes and step time, as ratios to the host alone, against the number of seeds. A column for each kind that was
+    measured with several numbers of seeds; if none was, for each kind."""
     seeded = [rows for rows in grouped(rows) if rows["stock"]["work"] in SEEDED]
     measured = Counter((rows["stock"]["work"], rows["stock"]["kind"]) for rows in seeded)
     kinds = [kind for kind, numbers in measured.items() if numbers > 1] or list(measured)
