@@ -11,8 +11,9 @@ Mutants of annotations, docstrings and `__all__` are left out: nothing evaluates
 nodes, operators, dtypes, layouts, enum members and None, none of which equals another. Survivors are printed as diffs.
 
 Seen on torch 2.13.0, `--seconds 25`: of the first 564 of `--seed 0`, 501 were killed (88.8%), and their survivors got tests; after
-that, of the first 100 of `--seed 1`, 92. Much is newer than both: of 400 of `--seed 11`, 319 (79.8%), nine of the survivors in
-`sharding.py`, which had no test here. A third of what survives is equivalent (`is` for `==`), or a matter of words or speed.
+that, of the first 100 of `--seed 1`, 92. Much is newer than both: of 400 of `--seed 11`, 319 (79.8%). Since then, of 120 of
+`--seed 31` with `--seconds 90`, 107 (89.2%). With all of its tests, which take three minutes, a mutant is killed that survives the
+quickest. A third of what survives is equivalent (`is` for `==`), or a matter of words or speed.
 """
 
 from __future__ import annotations
