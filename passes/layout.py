@@ -30,10 +30,12 @@ cuDNN wants channels-last, and the loop costs the same in both.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.fx import Graph, Node
 
-from .nodes import aten, fake, is_cast, tensor
+from .nodes import aten, fake, hint, is_cast, tensor
 from .ops import ops
 
 WORTH = 5.0  # 4 ns for each element that a group norm reads, at 0.8 ns for each that the convolution reads and writes
@@ -51,8 +53,8 @@ def stay_contiguous(graph: Graph, laid_out: set[Node]) -> set[Node]:
     kept: set[Node] = set()
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         images = [each for each in (node, node.all_input_nodes[0]) if each in group]
-        worth = WORTH * sum(fake(each).numel() for each in images if group[each] in blocks)
-        if node in laid_out and _is_slow_by_blocks(fake(node)) and sum(fake(each).numel() for each in images) <= worth:
+        worth = WORTH * sum(_size(each) for each in images if group[each] in blocks)
+        if node in laid_out and _is_slow_by_blocks(fake(node)) and 0 < sum(map(_size, images)) <= worth:
             node.target = ops.convolution.default
             kept |= {node, *node.all_input_nodes[:2]}
     touched = {group[node] for node in kept if node in group} & blocks
@@ -63,13 +65,22 @@ def _is_slow_by_blocks(image: torch.Tensor) -> bool:
     return image.device.type == "cpu" and image.dtype in (torch.bfloat16, torch.float16)
 
 
+def _shape(image: Node) -> list[int]:
+    """Of symbolic sizes, those of the first call: to compare sizes themselves would guard them."""
+    return [hint(size) for size in fake(image).shape]
+
+
+def _size(image: Node) -> int:
+    return math.prod(_shape(image))
+
+
 def _groups(graph: Graph) -> dict[Node, Node]:
     """The first of the images that are computed from each other element by element, each from one: they are in one layout."""
     group: dict[Node, Node] = {}
     for node in graph.nodes:
         if not _is_image(node):
             continue
-        images = [each for each in node.all_input_nodes if _is_image(each) and fake(each).shape == fake(node).shape]
+        images = [each for each in node.all_input_nodes if _is_image(each) and _shape(each) == _shape(node)]
         alike = len(images) == 1 and (is_cast(node) or torch.Tag.pointwise in getattr(node.target, "tags", ()))
         group[node] = group[images[0]] if alike else node
     return group
@@ -82,12 +93,11 @@ def _is_image(node: Node) -> bool:
 
 def _is_read_by_blocks(node: Node) -> bool:
     """Whether arithmetic reads a view of an image in which the channels are in several blocks of several."""
-    batch, channels, *_ = fake(node).shape
+    batch, channels, *_ = _shape(node)
     for view in node.users:
-        value = tensor(view)
-        if view.target in (aten.view.default, aten.reshape.default) and value is not None and value.ndim > 2:
-            blocks = value.shape[1]
-            several = isinstance(channels, int) and isinstance(blocks, int) and 1 < blocks < channels and channels % blocks == 0
-            if several and value.shape[0] == batch and any(user.target in REDUCTIONS for user in view.users):
+        if view.target in (aten.view.default, aten.reshape.default) and fake(view).ndim > 2:
+            first, blocks, *_ = _shape(view)
+            several = 1 < blocks < channels and channels % blocks == 0
+            if several and first == batch and any(user.target in REDUCTIONS for user in view.users):
                 return True
     return False
