@@ -27,7 +27,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .nodes import arg, aten, is_backward, is_matmul, is_pure, tensor
-from .regions import ChannelsLast, Part, forced, is_worth_it, parts_of, region_of
+from .regions import ChannelsLast, Part, forced, is_worth_it, make_region, parts_of
 
 # (a module with what a joint graph gets, that graph, how many of its results are the forward's) -> the two modules
 Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
@@ -55,7 +55,7 @@ def defer(
     saved = {node for node in backward.graph.nodes if node.name in kept}
     parts = [part for part in parts_of(backward.graph, saved) if is_worth_it(part)]
     for part in parts:
-        part.module = region_of(backward, part, channels_last, may_stay_contiguous)
+        make_region(backward, part, channels_last, may_stay_contiguous)
     parts = [part for part in parts if part.module]
     return _joined(backward, later, saved, parts) if parts else backward
 

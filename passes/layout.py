@@ -37,6 +37,7 @@ from torch.fx import Graph, Node
 
 from .nodes import aten, fake, hint, is_cast, tensor
 from .ops import ops
+from .rounding import ROUNDED_DTYPES
 
 WORTH = 5.0  # 4 ns for each element that a group norm reads, at 0.8 ns for each that the convolution reads and writes
 REDUCTIONS = (aten.var_mean.correction, aten.sum.dim_IntList, aten.mean.dim)
@@ -48,13 +49,17 @@ def stay_contiguous(graph: Graph, laid_out: set[Node]) -> set[Node]:
     `laid_out` is what the compiler would lay out channels-last. It looks for `aten.convolution`, so that the exchanged ones keep
     the layout of what they read.
     """
+    convolutions = graph.find_nodes(op="call_function", target=aten.convolution.default)
+    slow = [node for node in convolutions if node in laid_out and _is_slow_by_blocks(fake(node))]
+    if not slow:
+        return set()
     group = _groups(graph)
     blocks = {group[node] for node in group if _is_read_by_blocks(node)}
     kept: set[Node] = set()
-    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
+    for node in slow:
         images = [each for each in (node, node.all_input_nodes[0]) if each in group]
         worth = WORTH * sum(_size(each) for each in images if group[each] in blocks)
-        if node in laid_out and _is_slow_by_blocks(fake(node)) and 0 < sum(map(_size, images)) <= worth:
+        if 0 < sum(map(_size, images)) <= worth:
             node.target = ops.convolution.default
             kept |= {node, *node.all_input_nodes[:2]}
     touched = {group[node] for node in kept if node in group} & blocks
@@ -62,7 +67,7 @@ def stay_contiguous(graph: Graph, laid_out: set[Node]) -> set[Node]:
 
 
 def _is_slow_by_blocks(image: torch.Tensor) -> bool:
-    return image.device.type == "cpu" and image.dtype in (torch.bfloat16, torch.float16)
+    return image.device.type == "cpu" and image.dtype in ROUNDED_DTYPES
 
 
 def _shape(image: Node) -> list[int]:

@@ -114,8 +114,9 @@ class Memory:
         """Whether a result casts `root`, in the place of which `value` will be read, back to what `value` was cast from, and may
         not be in the memory of that. Inductor drops both casts and returns it as it is (`pointless_convert`, 2.11 to 2.15)."""
         origin: Node = behind(value, is_cast)
-        back = [user for user in root.users if is_cast(user) and fake(user).dtype == fake(origin).dtype]
-        return origin is not value and any(map(self.is_result, back)) and not self.is_free(origin)
+        if origin is value or self.is_free(origin):
+            return False
+        return any(is_cast(user) and fake(user).dtype == fake(origin).dtype and self.is_result(user) for user in root.users)
 
     def is_input(self, node: Node) -> bool:
         return not self.of_inputs.isdisjoint(storages(node))

@@ -75,8 +75,8 @@ def is_worth_it(part: Part) -> bool:
     return any(map(is_matmul, part.nodes)) and all(map(is_pure, part.nodes)) and any(tensor(n) is not None for n in part.inputs)
 
 
-def region_of(backward: GraphModule, part: Part, channels_last: ChannelsLast, may_stay_contiguous: bool) -> GraphModule | None:
-    """A module of its own for a part. None where a result will have symbolic strides, which cannot be forced."""
+def make_region(backward: GraphModule, part: Part, channels_last: ChannelsLast, may_stay_contiguous: bool) -> None:
+    """Give a part a module of its own. Not where a result will have symbolic strides, which cannot be forced."""
     graph = Graph()
     copied: dict[Node, Node] = {}
     for node in part.inputs:
@@ -89,19 +89,21 @@ def region_of(backward: GraphModule, part: Part, channels_last: ChannelsLast, ma
     output = graph.output(tuple(copied[node] for node in part.outputs))
     output.meta[REGION] = True
     module = GraphModule(backward, graph)
-    contiguous = stay_contiguous(graph, channels_last(module)) if may_stay_contiguous else set()
-    part.contiguous = {node for node in part.nodes if copied[node].target is ops.convolution.default}
     laid_out = channels_last(module)
+    contiguous = stay_contiguous(graph, laid_out) if may_stay_contiguous else set()
+    if contiguous:  # the compiler is asked again, about the convolutions that are left
+        laid_out = channels_last(module)
+        part.contiguous = {node for node in part.nodes if copied[node].target is ops.convolution.default}
     results = list(arg(output))
     for index, node in enumerate(results):
         if fake(node).ndim == 4 and (node in laid_out or node in contiguous):  # (see `GraphLowering.run_node`, 2.11 to 2.15)
             layout = torch.contiguous_format if node in contiguous else torch.channels_last
             if (result := forced(graph, output, node, layout)) is None:
-                return None
+                return
             results[index] = result
     output.args = (tuple(results),)
     module.recompile()
-    return module
+    part.module = module
 
 
 def forced(graph: Graph, before: Node, node: Node, layout: torch.memory_format) -> Node | None:

@@ -96,10 +96,9 @@ def rounds_products(device: torch.device) -> bool:
 def convolved(input: Any, weight: Any, *arguments: Any) -> Any:
     """Inductor's convolution of two tensors as contiguous ones, whatever its layout optimisation does with others (2.11 to 2.15:
     `layout_opt` of the graph being lowered decides)."""
-    from torch._inductor import ir
-    from torch._inductor.lowering import lowerings
     from torch._inductor.virtualized import V
 
+    ir, _, lowerings, _ = inductor_ir()
     before = V.graph.layout_opt
     V.graph.layout_opt = False
     try:

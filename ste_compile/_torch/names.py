@@ -74,6 +74,7 @@ FEATURES = {
             "torch._inductor.custom_graph_pass:CustomPartitionerFn",
             "torch._inductor.graph:GraphLowering.decide_layout_opt",
             "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
+            "torch._inductor.graph:GraphLowering().layout_opt",
             "torch.fx._lazy_graph_module:_LazyGraphModule",
         ),
     ),

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from .imports import dynamo_config, functorch_config, inductor_config
+from .dynamo import recompiling
+from .imports import functorch_config, inductor_config
 from .names import SETTINGS, TESTING, check
 
 
@@ -26,7 +27,7 @@ def compiling_alone() -> Iterator[None]:
     with (
         functorch_config.patch(enable_autograd_cache=False),
         inductor_config.patch(fx_graph_cache=False, fallback_random=True, emulate_precision_casts=True),
-        dynamo_config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16),
+        recompiling(),
     ):
         yield
 

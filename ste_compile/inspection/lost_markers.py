@@ -15,7 +15,7 @@ import ast
 import functools
 import linecache
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 
@@ -31,6 +31,7 @@ from .suggestion import Place
 
 BLOCKS = ("no_grad", "inference_mode")
 Block = tuple[str, int]  # file, line of the `with`, or of the decorated function
+Lines = dict[int, tuple[int, ...]]  # line -> the lines where the blocks begin that it is in
 
 
 def find(seen: Seen) -> Iterator[Edit]:
@@ -82,7 +83,8 @@ def _inside(seen: Seen) -> Iterator[Edit]:
 
 def _leaving(graph: Graph) -> Iterator[tuple[Node, Node, Block]]:
     """What a block computes and a node outside of it reads, with the block."""
-    blocks = {node: _blocks(node) for node in graph.nodes if node.op not in ("placeholder", "output")}
+    parsed = functools.cache(_parsed)  # for this graph alone: a file may be edited
+    blocks = {node: _blocks(node, parsed) for node in graph.nodes if node.op not in ("placeholder", "output")}
     for value, theirs in blocks.items():
         tensor = value.meta.get("example_value")
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
@@ -107,22 +109,17 @@ def _place(node: Node) -> Place:
     return Place(frame.file, frame.line, stack[-1].code) if frame else Place("", 0, node.name)
 
 
-def _blocks(node: Node) -> tuple[Block, ...]:
+def _blocks(node: Node, parsed: Callable[[str], Lines]) -> tuple[Block, ...]:
     """The blocks without gradients that the calls of a node are written in."""
-    found = ((frame.file, line) for frame in source.frames(node) for line in _lines(frame.file).get(frame.line, ()))
+    found = ((frame.file, line) for frame in source.frames(node) for line in parsed(frame.file).get(frame.line, ()))
     return tuple(dict.fromkeys(found))
 
 
-def _lines(file: str) -> dict[int, tuple[int, ...]]:
-    return _parsed(tuple(linecache.getlines(file)))
-
-
-@functools.lru_cache(maxsize=2**6)
-def _parsed(lines: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
-    """Line -> the lines where the blocks without gradients begin that it is in."""
+def _parsed(file: str) -> Lines:
+    """The blocks without gradients of a file."""
     found: defaultdict[int, tuple[int, ...]] = defaultdict(tuple)
     try:
-        tree = ast.parse("".join(lines))
+        tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
         return {}
     for node in ast.walk(tree):
