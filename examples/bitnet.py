@@ -20,17 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ste_compile.testing import count_off
+
 WIDTH = 256
-COLUMNS = {"accuracy": ".1%", "weight\nvalues": "d", "off the\nthree": ".2%", "activation\nvalues": "d"}
-NOTE = """weight values: the most of any layer; off the three: of all weights, as each has trained them
+COLUMNS = {"accuracy": ".1%", "weight\nvalues": "d", "off the\nthree": ".2%", "ulp\nmax": "d", "activation\nvalues": "d"}
+NOTE = """weight values: the most of any layer; off the three, ulp: of all weights, as each has trained them
 activation values: for a row from -1 to 1, of 255 possible"""
 
 
-def ternary(w: Tensor) -> Tensor:
+def of_three(w: Tensor) -> Tensor:
     """Weights to -s, 0 and s, where s is their mean size."""
     scale = 1 / w.abs().mean().clamp(min=1e-5)
-    q = (w * scale).round().clamp(-1, 1) / scale
-    return w + (q - w).detach()
+    return (w * scale).round().clamp(-1, 1) / scale
+
+
+def ternary(w: Tensor) -> Tensor:
+    return w + (of_three(w) - w).detach()
 
 
 def eight_bits(x: Tensor) -> Tensor:
@@ -61,34 +66,29 @@ class Mlp(nn.Module):
         return F.cross_entropy(logits, labels) if self.training else logits
 
 
-def quantized(model: Mlp) -> list[Tensor]:
-    """The layers' weights as their products are given them."""
-    return [ternary(layer.weight) for layer in model.layers[1::2]]
-
-
-def values_of(contestant: compare.Contestant, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The different values of each of a model's, the most frequent first, and how often they occur."""
-    counted = (each.unique(return_counts=True) for each in contestant.run(quantized, model))
-    return [(values[order], counts[order]) for values, counts in counted for order in [counts.argsort(descending=True)]]
+def quantized(model: Mlp) -> list[tuple[Tensor, Tensor]]:
+    """The layers' weights as their products are given them, and what they stand for."""
+    return [(ternary(layer.weight), of_three(layer.weight)) for layer in model.layers[1::2]]
 
 
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
-    found = values_of(contestant, contestant.model)
-    beside = sum(counts[3:].sum().item() for _, counts in found) / sum(counts.sum().item() for _, counts in found)
+    found = [count_off(*each) for each in contestant.run(quantized, contestant.model)]
+    off = sum(each.off for each in found) / sum(each.elements for each in found)
     row = torch.linspace(-1, 1, 2**12, device=contestant.device).bfloat16()[None]
     levels = contestant.run(eight_bits, row).unique()
-    right = contestant.accuracy(tests)
-    return dict(zip(COLUMNS, (right, max(len(values) for values, _ in found), beside, len(levels))))
+    values, ulp = max(each.distinct or 0 for each in found), max(each.ulp_most for each in found)
+    return dict(zip(COLUMNS, (contestant.accuracy(tests), values, off, ulp, len(levels))))
 
 
 def draw(contestants: list[compare.Contestant], path: Path) -> None:
     """How often the weights take each value around s, in the layer where eager strays most: eager's weights, for all."""
     figure, axes = plt.subplots(len(contestants), 1, sharex=True, sharey=True, figsize=(7, 7), layout="constrained")
     eager = contestants[0]
-    beside = [counts[3:].sum() / counts.sum() for _, counts in values_of(eager, eager.model)]
+    off = [count_off(*each).off for each in eager.run(quantized, eager.model)]
     for each, axis in zip(contestants, axes):
-        values, counts = values_of(each, eager.model)[max(range(3), key=beside.__getitem__)]
-        s = values[:3].max()
+        weights, meant = each.run(quantized, eager.model)[off.index(max(off))]
+        s = meant.max()
+        values, counts = weights.unique(return_counts=True)
         near = (values / s - 1).abs() < 0.03
         axis.vlines((values[near] / s).tolist(), 0.5, counts[near].tolist(), color=compare.COLORS[each.name], linewidth=3)
         axis.set(yscale="log", ylabel=each.name)

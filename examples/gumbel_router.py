@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ste_compile.testing import count_off
+
 EXPERTS, WIDTH = 4, 128
-COLUMNS = {"accuracy": ".1%", "experts\nused": "d", "gates\nnot 1": ".1%", "of gumbel\n_softmax": ".1%", "distance\nmax": ".0e"}
+COLUMNS = {"accuracy": ".1%", "experts\nused": "d", "gates\nnot 1": ".1%", "of gumbel\n_softmax": ".1%", "ulp\nmax": "d"}
 NOTE = "gates not 1: chosen experts', for the test images, in the layer that writes the estimator out and in F.gumbel_softmax's"
 
 
@@ -71,8 +73,9 @@ def gates(contestant: compare.Contestant, tests: list[compare.Batch]) -> Tensor:
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     chosen, experts = gates(contestant, tests).max(-1)
     right = contestant.accuracy(tests, lambda result: result[0])
-    first, second = (chosen != 1).float().mean(1).tolist()
-    return dict(zip(COLUMNS, (right, len(experts.unique()), first, second, (chosen - 1).abs().max().item())))
+    first, second = (count_off(layer, torch.ones_like(layer)) for layer in chosen)
+    shares = [each.off / each.elements for each in (first, second)]
+    return dict(zip(COLUMNS, (right, len(experts.unique()), *shares, max(first.ulp_most, second.ulp_most))))
 
 
 def draw(contestants: list[compare.Contestant], tests: list[compare.Batch], path: Path) -> None:

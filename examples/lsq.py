@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ste_compile.testing import count_off
+
 WIDTH = 256
-COLUMNS = {"accuracy": ".1%", "weight\nlevels": "d", "off the\ngrid": ".1%", "distance\nmax": ".0e"}
+COLUMNS = {"accuracy": ".1%", "weight\nlevels": "d", "off the\ngrid": ".1%", "ulp\nmax": "d"}
 NOTE = "off the grid: of the 3-bit weights as their products are given them, those that are no whole multiple of the learned step"
 
 
@@ -76,12 +78,11 @@ def quantized(model: Mlp) -> list[Tensor]:
 
 
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
-    weights = contestant.run(quantized, contestant.model)
-    steps = [layer.weights.step for layer in contestant.model.layers[1:-1]]
-    off = torch.cat([(each - (each / step).round() * step).flatten() for each, step in zip(weights, steps)]).abs()
-    levels = max(len(each.unique()) for each in weights)
-    right = contestant.accuracy(tests)
-    return dict(zip(COLUMNS, (right, levels, (off != 0).float().mean().item(), off.max().item())))
+    steps = [layer.weights.step.detach() for layer in contestant.model.layers[1:-1]]
+    found = [count_off(each, (each / s).round() * s) for each, s in zip(contestant.run(quantized, contestant.model), steps)]
+    off = sum(each.off for each in found) / sum(each.elements for each in found)
+    levels, ulp = max(each.distinct or 0 for each in found), max(each.ulp_most for each in found)
+    return dict(zip(COLUMNS, (contestant.accuracy(tests), levels, off, ulp)))
 
 
 def draw(contestants: list[compare.Contestant], path: Path) -> None:

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ste_compile.testing import count_off
+
 CODES, SIZE, WIDTH, ROW = 64, 16, 32, 8
-COLUMNS = {"test\nloss": ".4f", "codes\nused": "d", "off the\ncodebook": ".1%", "distance\nmax": ".0e", "off in\nfloat32": ".1%"}
+COLUMNS = {"test\nloss": ".4f", "codes\nused": "d", "off the\ncodebook": ".1%", "ulp\nmax": "d", "off in\nfloat32": ".1%"}
 NOTE = "off the codebook: elements of the decoder's input that are not their row's, for the test images; and without autocast"
 
 
@@ -55,29 +57,29 @@ class VqVae(nn.Module):
         return F.mse_loss(result, images) + F.mse_loss(q, x.detach()) + 0.25 * F.mse_loss(x, q.detach())
 
 
-def astray(contestant: compare.Contestant, tests: list[compare.Batch]) -> tuple[Tensor, Tensor]:
-    """What the decoder is given less the rows it stands for, and their codes."""
+def decoded(contestant: compare.Contestant, tests: list[compare.Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the decoder is given, the rows it stands for, and their codes."""
     _, given, codes = (torch.cat(each) for each in zip(*(contestant.result(*batch) for batch in tests)))
-    rows = contestant.model.codebook.detach().to(given.dtype)[codes]
-    return (given.double() - rows.double()).flatten(0, 2), codes.flatten()
+    return given, contestant.model.codebook.detach().to(given.dtype)[codes], codes
 
 
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
-    off, codes = astray(contestant, tests)
+    given, rows, codes = decoded(contestant, tests)
+    off = count_off(given, rows)
     contestant.autocast = False
-    off_in_float32, _ = astray(contestant, tests)
+    off_in_float32 = count_off(*decoded(contestant, tests)[:2])
     contestant.autocast = True
     loss = torch.stack([F.mse_loss(contestant.result(*batch)[0].float(), batch[0]) for batch in tests]).mean()
-    shares = [(each != 0).double().mean().item() for each in (off, off_in_float32)]
-    return dict(zip(COLUMNS, (loss.item(), len(codes.unique()), shares[0], off.abs().max().item(), shares[1])))
+    shares = [each.off / each.elements for each in (off, off_in_float32)]
+    return dict(zip(COLUMNS, (loss.item(), len(codes.unique()), shares[0], off.ulp_most, shares[1])))
 
 
 def draw(contestants: list[compare.Contestant], tests: list[compare.Batch], path: Path) -> None:
     """Left: how far each element is from its row's. Right: how many are not on it."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for each in (contestants[0], contestants[-1]):
-        off, codes = astray(each, tests)
-        rows = each.model.codebook.detach()[codes]
+        given, rows, _ = decoded(each, tests)
+        off = given.double() - rows.double()
         left.scatter(rows.flatten().tolist(), off.flatten().tolist(), s=4, color=compare.COLORS[each.name], label=each.name)
     left.set(xlabel="element of the codebook's row", ylabel="the decoder's input, less it", title="how far off the codebook")
     left.legend(frameon=False)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from estimators import Estimating
 from torch import Tensor, nn
 
-CLASSES, EXPERTS, CODES = 10, 4, 256
+CLASSES, EXPERTS = 10, 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Size:
     tokens: int = 64
     features: int = 256
     rows: int = 2048  # of the MLPs
+    codes: int = 256
     seeds: int = 8
 
 
@@ -230,7 +231,7 @@ class VqVae(Estimating):
         self.encoder = nn.Sequential(
             nn.Conv2d(3, width, 4, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 4, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1)
         )
-        self.codebook = nn.Parameter(torch.randn(CODES, width) / 4)
+        self.codebook = nn.Parameter(torch.randn(size.codes, width) / 4)
         self.decoder = nn.Sequential(nn.ConvTranspose2d(width, width, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(width, 3, 4, 2, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -351,11 +352,13 @@ def _transformer(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Te
 
 
 def _vqvae(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    size = replace(size, codes=8192, width=max(256, size.width)) if kind == "8192-codes" else size
     return VqVae(size), (torch.randn(size.batch, 3, size.image, size.image),)
 
 
 def _rows(model: Callable[[Size], nn.Module]) -> Callable[[str, int, Size], tuple[nn.Module, tuple[Tensor, ...]]]:
     def make(kind: str, seeds: int, size: Size) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        size = replace(size, features=1024) if kind == "width-1024" else size
         return model(size), (torch.randn(size.rows, size.features), torch.randint(CLASSES, (size.rows,)))
 
     return make
@@ -375,8 +378,8 @@ WORK = {
         "classifier host, contiguous", _stages(torch.contiguous_format), tuple(STAGE_SEEDS), (1, 2, 3), autocast=True, alone=True
     ),
     "transformer": Work("transformer host", _transformer, tuple(TRANSFORMER_SEEDS), (1, 2, 4), autocast=True, alone=True),
-    "vqvae": Work("VQ-VAE", _vqvae),
-    "bitnet": Work("BitNet b1.58 MLP", _rows(lambda size: Mlp(BitLinear, size)), autocast=True),
+    "vqvae": Work("VQ-VAE", _vqvae, ("-", "8192-codes")),
+    "bitnet": Work("BitNet b1.58 MLP", _rows(lambda size: Mlp(BitLinear, size)), ("-", "width-1024"), autocast=True),
     "lsq": Work("LSQ MLP", _rows(lambda size: Mlp(LsqLinear, size))),
     "router": Work("Gumbel router", _rows(Router), draws=True),
     "operator": Work("ste_forward alone", _operator, ("2^20", "2^22", "2^24", "2^26"), alone=True),

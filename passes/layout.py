@@ -102,7 +102,7 @@ def _is_read_by_blocks(node: Node) -> bool:
     for view in node.users:
         if view.target in (aten.view.default, aten.reshape.default) and fake(view).ndim > 2:
             first, blocks, *_ = _shape(view)
-            several = 1 < blocks < channels and channels % blocks == 0
+            several = 1 < blocks < channels and not channels % blocks
             if several and first == batch and any(user.target in REDUCTIONS for user in view.users):
                 return True
     return False

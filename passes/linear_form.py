@@ -68,13 +68,13 @@ def summed(node: Node) -> list[Addend]:
 def _complex_sum(node: Node) -> list[Addend]:
     """What Inductor's decomposition of a complex sum adds up: it views both as pairs of real numbers (2.11 to 2.15)."""
     total = behind(node, is_reshape)
-    if getattr(total, "target", None) is not aten.add.Tensor or total.kwargs or len(total.args) != 2:
+    if getattr(total, "target", None) is not aten.add.Tensor or total.kwargs:
         return []
     operands = [behind(each, is_reshape) for each in total.args]
     held = [tensor(each) for each in operands]
     if any(each is None or not each.is_complex() for each in held):
         return []
-    shape = torch.broadcast_shapes(*(fake(each).shape for each in operands))  # (two scalars are decomposed otherwise)
+    shape = torch.broadcast_shapes(*(fake(each).shape for each in operands))
     return [(1, each) for each in operands] if tuple(shape) == tuple(fake(node).shape) else []
 
 

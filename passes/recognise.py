@@ -111,7 +111,7 @@ def _zeros_in(walk: Walk, node: Node) -> list[Node]:
     """The zeros among the arguments of a node that make it zero too; none where it need not be."""
     operator = operator_of(node.target)
     given = [node.args[index] for index in ((0,) if is_cast(node) else operator.zero) if index < len(node.args)]
-    found = [each for each in given if isinstance(each, Node) and each in walk.zeros][:1]
+    found = [each for each in given if isinstance(each, Node) and each in walk.zeros]
     if operator.every:
         parts = [each for index in operator.every for each in leaves(node.args[index : index + 1])] + list(node.kwargs.values())
         zeros = [each for each in parts if each in walk.zeros]
@@ -151,7 +151,7 @@ def _near_miss(walk: Walk, root: Node) -> Site | None:
 def _cancels_exactly(values: Values, parts: list[tuple[float, Any, Form]]) -> bool:
     """`t - t'`: one value, opposite signs, reached through different markers."""
     (c, a, _), (d, b, _) = parts
-    if not (isinstance(a, Node) and isinstance(b, Node)) or c != 1 or abs(d) != 1:  # the table gives the first of two a 1
+    if not (isinstance(a, Node) and isinstance(b, Node)) or (c, abs(d)) != (1, 1):
         return False
     (a, minus_a, marks_a), (b, minus_b, marks_b) = _bare(a), _bare(b)
     opposite = minus_a ^ (d < 0) ^ minus_b

@@ -5,15 +5,47 @@ torch.compile(model, backend="ste", options={"numerics": "finite"})
 ste_compile.testing.assert_equivalent(model, *inputs)           # against eager
 """
 
-from . import testing
-from .backends import backend
-from .deployment import rewrite
-from .inspection.explain import explain
-from .inspection.record import collect
-from .inspection.report import Report
-from .options import inductor_options
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .oracle import ste_forward
-from .passes.levels import Numerics
+
+if TYPE_CHECKING:
+    from . import passes, testing
+    from .backends import backend
+    from .deployment import rewrite
+    from .inspection.explain import explain
+    from .inspection.record import collect
+    from .inspection.report import Report
+    from .options import inductor_options
+    from .passes.levels import Numerics
 
 __version__ = "0.1.0"
 __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "rewrite", "ste_forward", "testing"]
+
+# What is imported when it is first asked for, as it needs torch._dynamo, which takes a second or two to import. A model that calls
+# `ste_forward` does without, and `backend="ste"` is found by its name (an entry point).
+_MODULES = {
+    "Numerics": "passes.levels",
+    "Report": "inspection.report",
+    "backend": "backends",
+    "collect": "inspection.record",
+    "explain": "inspection.explain",
+    "inductor_options": "options",
+    "rewrite": "deployment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("passes", "testing"):
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from ste_compile.passes.defer import _after_tangents
 from ste_compile.passes.memory import storages
 from ste_compile.passes.nodes import is_matmul
 from torch import nn
@@ -140,6 +141,30 @@ class NormedHost(Model):
             h = h + F.gelu(block(F.group_norm(h, 2)))
             h = h if seed is None else ste_compile.ste_forward(h, seed(h))
         return h.square().mean()
+
+
+@pytest.mark.parametrize("host", (Model, NormedHost))
+def test_what_a_partitioner_puts_ahead_of_all_gradients_is_computed_when_it_is_read(monkeypatch, host):
+    """Given a partitioner that leaves at the start of the backward whatever needs no gradient, no more stands there in the end, and
+    the gradients keep their order. Broken by: such nodes left there, or gradients moved; seen to fail."""
+    model, defer = host(conv_seed, norm_seed), hooks.defer
+
+    def in_order():
+        graph = graphs(model)["backward"].graph
+        names, gradients = [node.name for node in graph.nodes], [node.name for node in graph.nodes if node in _after_tangents(graph)]
+        return gradients, {*names[: names.index(next(name for name in gradients if "tangents" not in name))]}
+
+    ours = in_order()
+
+    def hoisted(forward, backward, *args):
+        gradients, start = _after_tangents(backward.graph), backward.graph.find_nodes(op="placeholder")[-1]
+        for node in [node for node in backward.graph.nodes if node.op == "call_function" and node not in gradients]:
+            start.append(node)
+            start = node
+        return defer(forward, backward, *args)
+
+    monkeypatch.setattr(hooks, "defer", hoisted)
+    assert in_order() == ours
 
 
 @pytest.mark.parametrize("seed", (conv_seed, AttentionSeed, CheckpointedSeed))

@@ -145,14 +145,6 @@ def test_importing_needs_no_torch_distributed():
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
-@pytest.fixture
-def alone():
-    """A job of one process: this one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def test_explain_tells_the_parts_of_ddp_s_graph_apart(alone, monkeypatch):
     """Given two buckets, each graph has its own kernels and a backward of its own. Breaks if they are found by Dynamo's name of the
     graph, which the parts share."""

@@ -3,7 +3,7 @@
 import operator
 
 import torch
-from ste_compile.passes import cancel, recognise, release
+from ste_compile.passes import Reason, cancel, recognise, release
 from ste_compile.passes.effects import effects
 from ste_compile.passes.meta import TURN
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -140,3 +140,18 @@ def test_release_keeps_what_would_be_dead():
     first, second, _ = graph.output_node().args[0]
     assert first.target is AFTER and named(first.args[1]) == ["rand_like"] and second.name == "sin"
     assert len(graph.find_nodes(op="call_function", target=AFTER)) == 1
+
+
+def test_where_nothing_can_be_kept_a_graph_with_effects_is_left_whole():
+    """Given a compiler that cannot hold effects, it is asked where there are some, and every site of that graph is left.
+
+    Broken by: `cancel` asking about other graphs, or cancelling all the same; seen to fail."""
+    asked = []
+
+    def outcomes(fn):
+        graph = graph_of(fn)
+        return cancel(graph, recognise(graph), "finite", can_keep=lambda: bool(asked.append(graph)))
+
+    assert [each.action for each in outcomes(lambda h, s, _: h + (s - s.detach()))] == ["cancelled"] and not asked
+    drawn = outcomes(lambda h, s, _: h + ((noisy := s * torch.rand_like(s)) - noisy.detach()) + (s - s.detach()))
+    assert len(asked) == 1 and [each.why.reason for each in drawn] == [Reason.NO_EFFECTS] * 2

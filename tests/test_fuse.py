@@ -7,6 +7,7 @@ import pytest
 import torch
 from ste_compile.passes import Reason, fuse, recognise, tag
 from ste_compile.passes.outcomes import Mismatch
+from ste_compile.passes.rounding import is_narrowed_first, may_be_product
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .graphs import show
@@ -31,6 +32,15 @@ def fused(fn, *args):
 
 def tensors(dtype=torch.bfloat16, shape=(3, 4), count=3):
     return [torch.randn(shape).to(dtype) for _ in range(count)]
+
+
+def on_cuda(graph):
+    """The graph of the same function of CUDA tensors, as far as the passes can tell."""
+    for node in graph.nodes:
+        if isinstance(value := node.meta.get("val"), torch.Tensor):
+            with value.fake_mode:
+                node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+    return graph
 
 
 OUTSIDE = {  # arithmetic that is none of the three orders
@@ -168,6 +178,23 @@ def test_the_casts_of_a_surrogate_round_each(merged):
     assert surrogate.name == "s_1" and chain == dtypes[:2]
 
 
+def test_a_cast_that_another_pass_moved_into_its_input_is_not_done_again():
+    """Given a surrogate cast three times, whose first cast is gone with what made its input. Broken by: `_ahead_of_last_cast`
+    beginning at another cast of the tag; seen to fail."""
+    cast, dtypes = prims.convert_element_type, [torch.float32, torch.float16, torch.bfloat16]
+
+    def fn(v, s, narrower):
+        seed = functools.reduce(cast, dtypes, s)
+        return v + (seed - seed.detach())
+
+    graph = tagged(fn, torch.randn(4).bfloat16(), torch.randn(4).double(), torch.randn(4))
+    _, second, _ = graph.find_nodes(op="call_function", target=cast.default)
+    second.update_arg(0, graph.find_nodes(op="placeholder")[2])
+    (outcome,) = fuse(graph)
+    _, surrogate, _, dtype = outcome.result.args
+    assert (surrogate.args[0].name, surrogate.args[1], dtype) == ("narrower_1", torch.float16, torch.bfloat16)
+
+
 def test_a_cast_that_another_pass_changed_is_taken_as_it_is():
     """Given a surrogate whose last cast is to another dtype than when it was tagged. Broken by: `_ahead_of_last_cast` going by the
     casts of the tag; seen to fail."""
@@ -241,3 +268,49 @@ def test_a_rounding_that_looks_different_is_taken_out_again(monkeypatch):
 def test_where_the_error_is_used_nothing_is_tagged():
     graph = tagged(lambda v, s: s + ((v + s) - s).detach(), *tensors(count=2))
     assert not fuse(graph) and recognise(graph)
+
+
+@pytest.mark.parametrize("cuda", (False, True))
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_product_is_rounded_ahead_of_its_sum_where_a_compiler_may_contract_them(name, cuda):
+    """Given float32 arithmetic that is none of the three orders, what it reads is rounded on a GPU, and so are its products and
+    negations, which there are products (a negation would be `0 - x`). On a CPU nothing is.
+
+    Broken by: `contracts` for any device, a negation left; seen to fail."""
+    x, q, k = tensors(torch.float32)
+    graph = tagged(OUTSIDE[name], x[0] if "view" in name else x, q, k)
+    fuse(on_cuda(graph) if cuda else graph)
+    targets = [node.target for node in graph.nodes]
+    assert (ROUNDED in targets) == cuda and (aten.neg.default in targets) == (name == "leaf last" and not cuda)
+    for node in graph.nodes:
+        if node.target is aten.mul.Tensor and cuda:
+            assert [user.target for user in node.users] == [ROUNDED]
+
+
+@pytest.mark.parametrize("cuda", (False, True))
+def test_an_operand_without_dimensions_is_narrowed_as_eagers_kernels_do(cuda):
+    """Given products and sums of a 16-bit tensor and a float32 one without dimensions, all are narrowed first, except, on a CPU,
+    the second operand of a product. Broken by: a condition of `is_narrowed_first`; seen to fail."""
+    fn = lambda x, s: (x * s, s * x, x + s, x - s, x / s, s / x)  # noqa: E731
+    graph = make_fx(fn, tracing_mode="fake")(torch.ones(3).bfloat16(), torch.tensor(0.1)).graph
+    _, s = (on_cuda(graph) if cuda else graph).find_nodes(op="placeholder")
+    narrowed = [is_narrowed_first(node, s) for node in graph.output_node().args[0]]
+    assert narrowed == [cuda, True, True, True, cuda, True]
+    with s.meta["val"].fake_mode:
+        s.meta["val"] = torch.empty((), device="cpu" if cuda else "meta")  # on a GPU, one on the CPU is not
+    assert not any(is_narrowed_first(node, s) for node in graph.output_node().args[0])
+
+
+def test_what_has_been_settled_is_no_product_of_the_kernel_that_reads_it():
+    """Given nodes of a graph, a compiler may contract those that it computes where they are read, and sums of such.
+
+    Broken by: a kind of `_is_settled` left out; seen to fail."""
+
+    def fn(x, y):
+        settled, product = [x, ops.rounded(x * y), ops.straight_through(x, y.sin(), "v + (s - s)")], x * y
+        sums = [settled[0] + settled[1], settled[2] - settled[1], settled[0] + product, product - settled[2]]
+        return [*settled, product, *sums, settled[1].view(-1), product.view(-1), product.double()]
+
+    graph = make_fx(fn, tracing_mode="fake")(torch.ones(2, 3), torch.ones(2, 3)).graph
+    found = [may_be_product(node) for node in graph.output_node().args[0]]
+    assert found == [False, False, False, True, False, False, True, True, False, True, True]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ste_compile.passes.layout import stay_contiguous
 from ste_compile.passes.ops import ops
+from ste_compile.passes.regions import Part, make_region
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.decomposition import select_decomp_table
@@ -17,6 +18,7 @@ from torch.torch_version import TorchVersion
 
 import ste_compile
 
+aten, prims = torch.ops.aten, torch.ops.prims
 WIDTH = 16
 LAST = torch.channels_last
 
@@ -99,6 +101,23 @@ def test_nothing_changes_where_the_compiler_would_not_lay_out_anything():
     traced = make_fx(copy.deepcopy(nn.Sequential(*layers)).bfloat16())(torch.randn(2, WIDTH, 6, 6).bfloat16())
     assert stay_contiguous(traced.graph, set()) == set()
     assert not traced.graph.find_nodes(op="call_function", target=ops.convolution.default)
+
+
+@pytest.mark.parametrize("may", (True, False))
+def test_a_region_returns_its_results_in_the_layout_that_they_are_computed_in(may):
+    """Given a region that returns a convolution which the compiler lays out channels-last, one that may stay contiguous, and an
+    image that is not laid out. Broken by: no layout forced, or another node's; seen to fail."""
+    layers = copy.deepcopy(nn.Sequential(conv(), nn.GELU(), conv(), norm())).bfloat16()
+    traced = make_fx(layers, decomposition_table=select_decomp_table())(torch.randn(2, WIDTH, 6, 6).bfloat16())
+    nodes = [node for node in traced.graph.nodes if node.op == "call_function"]
+    outputs = [node for node in nodes if node.name in ("convolution", "convolution_1", "rsqrt")]
+    part = Part(nodes, outputs, dict.fromkeys(node for node in traced.graph.nodes if node.op in ("placeholder", "get_attr")))
+    make_region(traced, part, lambda module: {n for n in module.graph.nodes if n.target is aten.convolution.default}, may)
+    results = part.module.graph.output_node().args[0]
+    layouts = [node.args[1] if node.target is prims.inductor_force_stride_order.default else None for node in results]
+    last = [36 * WIDTH, 1, 6 * WIDTH, WIDTH]
+    assert [node.name for node in part.contiguous] == ["convolution_1"] * may
+    assert layouts == [last, [36 * WIDTH, 36, 6, 1] if may else last, None]
 
 
 class Model(nn.Module):

@@ -171,5 +171,15 @@ def test_a_shard_of_the_result_needs_that_shard_of_each_operand(shapes, expected
     assert [" ".join(_letter(each) for each in (*results, *inputs)) for results, inputs in rows] == expected
 
 
+def test_each_operator_s_rule_is_told_to_dtensor(monkeypatch):
+    """Broken by: no rule registered, or one operator's for another; seen to fail."""
+    experimental = pytest.importorskip("torch.distributed.tensor.experimental")
+    told = {}
+    monkeypatch.setattr(experimental, "register_sharding", lambda operator: lambda rule: told.setdefault(operator, rule))
+    rules = {torch.ops.aten.add.Tensor: sharding.pointwise, torch.ops.aten.clone.default: sharding.as_it_is}
+    sharding.register(rules)
+    assert told == rules
+
+
 def _letter(placement):
     return f"S{placement.dim}" if placement.is_shard() else "R"

@@ -72,6 +72,12 @@ def test_only_a_near_miss_is_reported_as_one():
     assert not sites(lambda h, s: h + (s - s).detach(), 2) and not sites(lambda h, s: (h + s) - s.detach() * 2, 2)
 
 
+def test_a_product_of_two_zeros_has_the_surrogates_of_both():
+    """Broken by: `_zeros_in` that takes the first alone; seen to fail."""
+    (site,) = sites(lambda h, s, t: h + (s - s.detach()) * (t - t.detach()), 3)
+    assert names(site) == ("h_1", ["s_1", "t_1"])
+
+
 APART = {
     "view": lambda v, s: (v + s).view(-1) - s.detach().view(-1),
     "reshape": lambda v, s: s + (v - s).reshape(-1).detach().view_as(s),
@@ -102,6 +108,12 @@ def test_a_sum_without_a_marker_between_its_halves_is_no_near_miss():
     assert not sites(lambda v, s: ((v + s).view(-1) - s.view(-1), v.detach().sin()), 2)
     assert not sites(lambda v, s: (s.half() + (v - s.half()).half(), v.detach().sin()), 2)
     assert not sites(lambda v, s: (v.detach() + s.detach()).view(-1) - s.detach().view(-1), 2)
+
+
+def test_halves_of_two_values_are_no_near_miss():
+    """Broken by: `match_apart` that takes an earlier or a later value for the surrogate; seen to fail."""
+    assert not sites(lambda v, s, t: s + (v - t).reshape(-1).detach().view_as(s), 3)
+    assert not sites(lambda v, s, t: t + (v - s).reshape(-1).detach().view_as(s), 3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`explain(..., suggest=True)`: each edit that is suggested, once it is made, gives the totals that were promised."""
 
 import dataclasses
-import gc
 import inspect
 import json
 
@@ -320,21 +319,6 @@ def test_in_the_table_the_json_and_the_page(tmp_path, capsys, monkeypatch):
     old = Report.from_json(json.dumps(data))
     assert (old.suggestions, old.tries) == ((), None) and "suggest" not in str(old) and 'id="suggestions"' not in old.to_html()
     assert dataclasses.replace(report, suggestions=(), tries=None) == old
-
-
-@pytest.fixture
-def alone():
-    """A job of one process: this one. DDPOptimizer takes a flag back when an object is freed that a frame holds (2.15). A frame that
-    is collected later, while the next part is compiled, takes it from that one, which then fails: so nothing is collected."""
-    dist = pytest.importorskip("torch.distributed")
-    if not dist.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    dist.destroy_process_group()
 
 
 class Far(nn.Module):

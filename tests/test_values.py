@@ -10,9 +10,10 @@ from torch import nn
 
 import ste_compile
 from ste_compile.__main__ import main
-from ste_compile.inspection import tally, values
+from ste_compile.inspection import values
 from ste_compile.inspection.figures import Values
 from ste_compile.inspection.report import Report
+from ste_compile.testing import count_off, tally
 from ste_compile.testing.compare import ulp_distance
 from ste_compile.testing.compiling import own
 
@@ -180,3 +181,57 @@ def test_every_element_is_looked_at_once(shape, monkeypatch):
 def test_without_being_asked_nothing_is_measured():
     report = ste_compile.explain(lambda h, s: h + (s - s.detach()), torch.ones(4), torch.ones(4), numerics="finite")
     assert all(site.values is None and not site.said_of_values() for site in report.sites)
+
+
+def test_two_tensors_from_anywhere_are_counted_as_a_site_is():
+    """Broken by: the gradient of a result, which has no bits to view; dtypes that differ taken as they come."""
+    x, q = (torch.randn(256, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    fn = lambda x, q: x + (q - x).detach()  # noqa: E731
+    (site,) = seen(fn, x.requires_grad_(), q)
+    assert site.off and count_off(fn(x, q), q) == site
+    whole = count_off(torch.tensor([1, 2, 3]), torch.tensor([1, 5, 3]))
+    assert (whole.dtype, whole.elements, whole.off, whole.ulp_most, whole.distinct) == ("int64", 3, 1, 0, 3)
+
+
+@pytest.mark.parametrize(
+    "result, meant, error, message",
+    [
+        ([1.0], torch.ones(1), TypeError, "count_off: result must be a tensor, got list"),
+        (torch.ones(1), 1.0, TypeError, "count_off: meant must be a tensor, got float"),
+        (torch.ones(1), torch.ones(1).half(), TypeError, "one dtype that is real, got torch.float32 and torch.float16"),
+        (torch.ones(1) * 1j, torch.ones(1) * 1j, TypeError, "one dtype that is real, got torch.complex64"),
+        (torch.ones(2), torch.ones(3), ValueError, r"the shapes must be equal, got \(2,\) and \(3,\)"),
+    ],
+)
+def test_what_cannot_be_counted_is_named(result, meant, error, message):
+    with pytest.raises(error, match=message):
+        count_off(result, meant)
+
+
+def test_under_ddp_a_site_is_measured_whatever_bucket_it_is_in(alone, monkeypatch):
+    """Given two layers in two buckets, thus two graphs, each with a site. Broken by: sites of a second graph taken for the first's,
+    since both have one line; seen to fail."""
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1)
+
+    def quantized(x):
+        return (x * 4).round() / 12
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x + (quantized(x) - x).detach())
+            return x
+
+    model, x = Model(), torch.randn(32, 64, requires_grad=True)
+    report = ste_compile.explain(nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1e-6), x, values=True)
+    found = [site.values for graph in report.graphs for site in graph.sites]
+    with torch.no_grad():
+        first = x + (quantized(x) - x)
+        h = model.layers[0](first)
+        second = h + (quantized(h) - h)
+    expected = [count_off(first, quantized(x)), count_off(second, quantized(h))]
+    assert len(report.graphs) == 2 and found == expected and all(each.off for each in expected)

@@ -18,10 +18,10 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from .. import _torch
 from ..backends import boxed, from_dynamo, interpreted
 from ..passes import Site, Sum, number_values, recognise
+from ..testing.tally import Tally
 from . import source
 from .figures import Values
 from .report import Report
-from .tally import Tally
 
 Place = tuple[bool, str, int, str]  # (training, file, line, expression)
 

@@ -10,5 +10,6 @@
 
 from .compare import bitwise_equal, ulp_distance
 from .equivalence import assert_equivalent
+from .tally import count_off
 
-__all__ = ["assert_equivalent", "bitwise_equal", "ulp_distance"]
+__all__ = ["assert_equivalent", "bitwise_equal", "count_off", "ulp_distance"]

@@ -40,7 +40,7 @@ def bitwise_equal(ours: Tensor, eager: Tensor) -> bool:
         >>> bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
         False
     """
-    _check_tensors("bitwise_equal", ours, eager)
+    check_tensors("bitwise_equal", ours=ours, eager=eager)
     return ours.dtype == eager.dtype and ours.shape == eager.shape and bool(same_bits(ours, eager).all())
 
 
@@ -62,7 +62,7 @@ def ulp_distance(ours: Tensor, eager: Tensor) -> Tensor:
         >>> ulp_distance(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.0000001, -0.0, float("nan")]))
         tensor([                  1,                   0, 9223372036854775807])
     """
-    _check_tensors("ulp_distance", ours, eager)
+    check_tensors("ulp_distance", ours=ours, eager=eager)
     if ours.dtype != eager.dtype or ours.dtype not in ULP_DTYPES:
         allowed = ", ".join(str(dtype) for dtype in ULP_DTYPES)
         raise TypeError(f"ulp_distance: ours and eager must have one dtype of {allowed}, got {ours.dtype} and {eager.dtype}")
@@ -83,8 +83,8 @@ def _rank(x: Tensor) -> Tensor:
     return torch.where(bits < 0, -(bits & torch.iinfo(integer).max), bits)
 
 
-def _check_tensors(name: str, ours: object, eager: object) -> None:
-    for argument, given in (("ours", ours), ("eager", eager)):
+def check_tensors(name: str, **arguments: object) -> None:
+    for argument, given in arguments.items():
         if not isinstance(given, Tensor):
             raise TypeError(f"{name}: {argument} must be a tensor, got {type(given).__name__}")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..testing.compare import ULP_DTYPES, ulp_distance
-from .figures import Values
+from ..inspection.figures import Values
+from .compare import ULP_DTYPES, check_tensors, ulp_distance
 
 PIECE = 2**20  # elements looked at in one go
 MOST = 2**16  # distinct values that are counted, and distances in ulp that are told apart
@@ -76,6 +76,36 @@ class Tally:
             self.not_finite,
             tuple(sorted(histogram.items())),
         )
+
+
+def count_off(result: Tensor, meant: Tensor) -> Values:
+    """How many elements of a result are not the value that they stand for, and by how many ulp: what `explain(..., values=True)`
+    says of a site in eager, of two tensors from anywhere. 0 and -0 are equal, and so are two NaNs.
+
+    Args:
+        result, meant: one shape and one dtype, floating point, integer or bool, on one device.
+
+    Returns:
+        `Values`: `elements`, `off`, `ulp_most`, `ulp_median` (0 for a dtype without ulp), `distinct`, `distinct_meant`, `histogram`.
+
+    Raises:
+        TypeError: an argument is not a tensor, is complex, or the dtypes differ.
+        ValueError: the shapes differ.
+
+        >>> x, q = torch.tensor([0.1, 1.0, 10.0, 1000.0]), torch.full((4,), 0.1)
+        >>> found = count_off(x + (q - x), q)
+        >>> found.off, found.elements, found.ulp_most, found.distinct, found.distinct_meant
+        (3, 4, 3277, 4, 1)
+    """
+    check_tensors("count_off", result=result, meant=meant)
+    if result.dtype != meant.dtype or result.is_complex():
+        raise TypeError(f"count_off: result and meant must have one dtype that is real, got {result.dtype} and {meant.dtype}")
+    if result.shape != meant.shape:
+        raise ValueError(f"count_off: the shapes must be equal, got {tuple(result.shape)} and {tuple(meant.shape)}")
+    tally = Tally(result.dtype)
+    with torch.no_grad():
+        tally.look(result, meant)
+    return tally.values()
 
 
 def _bound(distance: int) -> int:
