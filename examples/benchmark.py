@@ -2,7 +2,7 @@
 and the host without the estimator, all on the same work, interleaved in one run.
 
     python examples/benchmark.py --work cnn --kinds conv --seeds 1 4 --json results.json --plot results.png
-    python examples/benchmark.py --from results.json --plot results.png             # draws again, runs nothing
+    python examples/benchmark.py --from results.json --plot results.png             # draws again, also a part: --work, --kinds
     python examples/benchmark.py --predict h100                                     # needs no GPU, measures nothing
 
 A step is a forward and a backward; there is no optimiser, which would cost everyone the same. Where random numbers are drawn they
@@ -106,7 +106,7 @@ def measure(key: Key, size: Size, rounds: int, warm: bool, counts: bool, progres
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    kinds = [kind for work in WORK.values() for kind in work.kinds if kind != "-"]
+    kinds = dict.fromkeys(kind for work in WORK.values() for kind in work.kinds if kind != "-")
     seeds = sorted({number for work in WORK.values() for number in work.seeds} - {0})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs="+", choices=WORK, help="default: all that have one of --kinds")
@@ -125,7 +125,13 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, those so far after each work")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw saved bytes and step time against the number of seeds")
-    parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="show results written by --json, run nothing")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        metavar="FILE",
+        dest="source",
+        help="show results written by --json, of --work and --kinds; run nothing",
+    )
     parser.add_argument("--predict", choices=DEVICES, help="print what the code for a GPU would take there; runs nothing")
     chosen = parser.parse_args(given)
     if chosen.predict and (chosen.plot or chosen.source or chosen.json):
@@ -147,6 +153,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     if chosen.source:
         try:
             chosen.results = json.loads(chosen.source.read_text())
+            if chosen.work or chosen.kinds:
+                wanted = {key[:2] for key in chosen.keys}
+                chosen.results["rows"] = [each for each in chosen.results["rows"] if (each["work"], each["kind"]) in wanted]
             works = {each["work"] for each in chosen.results["rows"]}
         except (OSError, ValueError, LookupError, TypeError) as error:
             parser.error(f"argument --from: {chosen.source} does not hold what --json writes: {error!r}")

@@ -152,6 +152,7 @@ def goals(groups: Sequence[Rows]) -> Table:
     return result
 
 
+WIDEST = 7  # kinds beside each other
 # Lines that coincide stay visible: thin ones above broad ones, dashed above whole.
 STYLES: dict[str, dict[str, Any]] = {
     "eager": {"color": "#b8b8b8", "linewidth": 1.2},
@@ -166,7 +167,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Saved bytes and step time, as ratios to the host alone, against the number of seeds. A column for each kind that was
-    measured with several numbers of seeds; if none was, for each kind."""
+    measured with several numbers of seeds; if none was, for each kind. Where they are many, each host has a band of its own."""
     seeded = [rows for rows in grouped(rows) if rows["stock"]["work"] in SEEDED]
     measured = Counter((rows["stock"]["work"], rows["stock"]["kind"]) for rows in seeded)
     kinds = [kind for kind, numbers in measured.items() if numbers > 1] or list(measured)
@@ -176,24 +177,31 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         "saved bytes": lambda row, host: row["saved"] / host["saved"],
         "training step": lambda row, host: row[f"step/{HOST}"][1],
     }
-    size = (1 + 1.8 * max(len(kinds), 3), 5)
-    figure, axes = plt.subplots(2, len(kinds), sharex="col", sharey="row", squeeze=False, figsize=size, layout="constrained")
-    for column, (work, kind) in enumerate(kinds):
-        shown = [rows for rows in seeded if (rows["stock"]["work"], rows["stock"]["kind"]) == (work, kind)]
-        seeds = [rows["stock"]["seeds"] for rows in shown]
-        for axis, (label, measure) in zip(axes[:, column], measures.items()):
-            for name, style in STYLES.items():
-                values = [measure(rows[name], rows[HOST]) for rows in shown]
-                axis.plot(seeds, values, label=name, marker="o", markersize=style["linewidth"] + 1, **style)
-            axis.set_xticks(seeds)
-            axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-            axis.spines[["top", "right"]].set_visible(False)
-            if column == 0:
-                axis.set_ylabel(f"{label}\n/ host alone")
-        axes[0, column].set_title(f"{work}, {kind}", fontsize=10)
-        axes[1, column].set_xlabel("seeds")
+    bands = [kinds] if len(kinds) <= WIDEST else [[*band] for _, band in itertools.groupby(kinds, lambda kind: kind[0])]
+    columns = max(map(len, bands))
+    size = (1 + 1.8 * max(columns, 3), 5 * len(bands))
+    figure, axes = plt.subplots(2 * len(bands), columns, sharey="row", squeeze=False, figsize=size, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for band, pair in zip(bands, zip(axes[::2], axes[1::2])):
+        for (work, kind), column in zip(band, zip(*pair)):
+            shown = [rows for rows in seeded if (rows["stock"]["work"], rows["stock"]["kind"]) == (work, kind)]
+            seeds = [rows["stock"]["seeds"] for rows in shown]
+            for axis, (label, measure) in zip(column, measures.items()):
+                axis.set_axis_on()
+                for name, style in STYLES.items():
+                    values = [measure(rows[name], rows[HOST]) for rows in shown]
+                    axis.plot(seeds, values, label=name, marker="o", markersize=style["linewidth"] + 1, **style)
+                axis.set_xticks(seeds)
+                axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+                axis.spines[["top", "right"]].set_visible(False)
+                if (work, kind) == band[0]:
+                    axis.set_ylabel(f"{label}\n/ host alone")
+            column[0].set_title(f"{work}, {kind}", fontsize=10)
+            column[0].tick_params(labelbottom=False)
+            column[1].set_xlabel("seeds")
     figure.align_ylabels()
-    columns = len(STYLES) if len(kinds) > 3 else 4
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    handles, ncols = axes[0, 0].get_legend_handles_labels(), len(STYLES) if columns > 3 else 4
+    figure.legend(*handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)

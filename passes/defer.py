@@ -21,13 +21,14 @@ that read it, which costs less than to store and load.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .nodes import arg, aten, is_backward, is_matmul, is_pure, tensor
 from .regions import ChannelsLast, Part, forced, is_worth_it, make_region, parts_of
+from .rounding import ROUNDED_DTYPES
 
 # (a module with what a joint graph gets, that graph, how many of its results are the forward's) -> the two modules
 Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
@@ -38,13 +39,13 @@ def defer(
     backward: GraphModule,
     partition: Partition,
     channels_last: ChannelsLast,
-    may_stay_contiguous: bool = True,
+    contiguous: Collection[torch.dtype] = ROUNDED_DTYPES,
 ) -> GraphModule:
     """The backward, with the forward that was deferred to it in regions; `backward` itself where there is nothing to gain.
 
     `partition` is stock's partitioner. `channels_last` says which nodes of a graph the compiler will lay out channels-last,
-    whatever their fake values say; the results of a region get these strides, because they are read with them. If they
-    `may_stay_contiguous`, convolutions around group norms do (see `layout`). Neither module is changed.
+    whatever their fake values say; the results of a region get these strides, because they are read with them. In the dtypes of
+    `contiguous`, convolutions around group norms stay so (see `layout`). Neither module is changed.
     """
     later = _after_tangents(backward.graph)
     moved = _moved(forward.graph, backward.graph, later)
@@ -55,7 +56,7 @@ def defer(
     saved = {node for node in backward.graph.nodes if node.name in kept}
     parts = [part for part in parts_of(backward.graph, saved) if is_worth_it(part)]
     for part in parts:
-        make_region(backward, part, channels_last, may_stay_contiguous)
+        make_region(backward, part, channels_last, contiguous)
     parts = [part for part in parts if part.module]
     return _joined(backward, later, saved, parts) if parts else backward
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -75,8 +75,9 @@ def is_worth_it(part: Part) -> bool:
     return any(map(is_matmul, part.nodes)) and all(map(is_pure, part.nodes)) and any(tensor(n) is not None for n in part.inputs)
 
 
-def make_region(backward: GraphModule, part: Part, channels_last: ChannelsLast, may_stay_contiguous: bool) -> None:
-    """Give a part a module of its own. Not where a result will have symbolic strides, which cannot be forced."""
+def make_region(backward: GraphModule, part: Part, channels_last: ChannelsLast, dtypes: Collection[torch.dtype]) -> None:
+    """Give a part a module of its own, in which convolutions of `dtypes` may stay contiguous (see `layout`). Not where a result
+    will have symbolic strides, which cannot be forced."""
     graph = Graph()
     copied: dict[Node, Node] = {}
     for node in part.inputs:
@@ -90,7 +91,7 @@ def make_region(backward: GraphModule, part: Part, channels_last: ChannelsLast, 
     output.meta[REGION] = True
     module = GraphModule(backward, graph)
     laid_out = channels_last(module)
-    contiguous = stay_contiguous(graph, laid_out) if may_stay_contiguous else set()
+    contiguous = stay_contiguous(graph, laid_out, dtypes)
     if contiguous:  # the compiler is asked again, about the convolutions that are left
         laid_out = channels_last(module)
         part.contiguous = {node for node in part.nodes if copied[node].target is ops.convolution.default}

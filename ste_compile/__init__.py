@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .oracle import ste_forward
 
 if TYPE_CHECKING:
-    from . import passes, testing
+    from . import testing
     from .backends import backend
     from .deployment import rewrite
     from .inspection.explain import explain
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "rewrite", "ste_forward", "testing"]
 
-# What is imported when it is first asked for, as it needs torch._dynamo, which takes a second or two to import. A model that calls
-# `ste_forward` does without, and `backend="ste"` is found by its name (an entry point).
+# Where each of the others is, to be imported when it is first asked for: they need torch._dynamo, which takes a second or two. A
+# model that calls `ste_forward` does without, and `backend="ste"` is found by its name (an entry point).
 _MODULES = {
     "Numerics": "passes.levels",
     "Report": "inspection.report",

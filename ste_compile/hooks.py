@@ -86,7 +86,7 @@ def run_partition(
     cancelled = joint.graph.output_node().meta.get(CANCELLED)
     forward, backward = partition(joint)
     if cancelled and _torch.can("regions"):
-        contiguous = _torch.may_stay_contiguous()
+        contiguous = _torch.contiguous_dtypes()
         backward = guarded(defer, forward, backward, _torch.partition_again, channels_last, contiguous) or backward
     return forward, backward
 

@@ -4,6 +4,7 @@ import json
 import types
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -48,6 +49,20 @@ def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_p
     benchmark.main(["--from", str(results), "--plot", str(again)])
     assert capsys.readouterr().out.strip() == shown.strip() and "cnn conv x 1" in shown and "goals" in shown
     assert again.read_bytes() == picture.read_bytes()
+
+    # Rows of many kinds on two hosts: a band for each, and of the file as much as is asked for.
+    pairs = [("cnn", kind) for kind in ("conv", "norm", "bottleneck", "depthwise")]
+    pairs += [("stages", kind) for kind in ("residual", "narrow", "gated", "separable")]
+    many = [row | {"work": w, "kind": k, "seeds": n} for w, k in pairs for n in (1, 2) for row in data["rows"]]
+    results.write_text(json.dumps(data | {"rows": many}))
+    sizes = []
+    for part in ([], ["--work", "stages"]):
+        benchmark.main(["--from", str(results), "--plot", str(again), *part])
+        sizes.append(plt.imread(again).shape[:2])
+        shown = capsys.readouterr().out
+        assert ("cnn norm x 2" in shown) == (not part) and "stages gated x 1" in shown
+    (high, wide), (low, as_wide) = sizes
+    assert high == 2 * low and wide == as_wide
 
 
 @pytest.mark.parametrize(

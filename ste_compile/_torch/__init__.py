@@ -61,7 +61,7 @@ from .lowering import (
 )
 from .names import FEATURES, INDUCTOR, NEWEST, OLDEST, RUN, SETTINGS, TESTING, can, check, failed
 from .run import compiled_by, inductor_cache
-from .scheduling import POST_FUSION, Kernel, channels_last, kernels, may_stay_contiguous, run_after
+from .scheduling import POST_FUSION, Kernel, channels_last, contiguous_dtypes, kernels, run_after
 from .testing import compiling_alone, fake_inputs, joint_graph, lower
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "compiled_by",
     "compiling_alone",
     "context",
+    "contiguous_dtypes",
     "convolved",
     "cut_indices",
     "differentiable",
@@ -110,7 +111,6 @@ __all__ = [
     "kernels",
     "lower",
     "lowered_node",
-    "may_stay_contiguous",
     "min_cut_rematerialization_partition",
     "narrowed_to",
     "parameter_indices",

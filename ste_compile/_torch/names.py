@@ -75,6 +75,8 @@ FEATURES = {
             "torch._inductor.graph:GraphLowering.decide_layout_opt",
             "torch._inductor.graph:GraphLowering.find_nodes_prefer_channels_last",
             "torch._inductor.graph:GraphLowering().layout_opt",
+            "torch._inductor.utils:is_mkldnn_bf16_supported",
+            "torch._inductor.utils:is_mkldnn_fp16_supported",
             "torch.fx._lazy_graph_module:_LazyGraphModule",
         ),
     ),

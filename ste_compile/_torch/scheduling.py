@@ -28,10 +28,17 @@ def channels_last(gm: GraphModule) -> set[Node]:
     return set(GraphLowering.find_nodes_prefer_channels_last(lowering))
 
 
-def may_stay_contiguous() -> bool:
-    """Whether Inductor's loops over blocks of channels are slow channels-last (from 2.13), and the user did not have it lay out
-    all it can. 2.11 goes over the channels of a block in a loop of its own, and vectorises it."""
-    return TorchVersion(torch.__version__) >= "2.13" and not inductor_config.force_layout_optimization
+def contiguous_dtypes() -> tuple[torch.dtype, ...]:
+    """In which dtypes Inductor's loops over blocks of channels are slow channels-last (from 2.13), and oneDNN's convolutions are
+    not slow contiguous; none if the user had all laid out that can be. 2.11 goes over the channels of a block in a loop of its
+    own, and vectorises it."""
+    from torch._inductor.utils import is_mkldnn_bf16_supported, is_mkldnn_fp16_supported
+
+    slow = TorchVersion(torch.__version__) >= "2.13" and not inductor_config.force_layout_optimization
+    if not (slow and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return ()
+    supported = {torch.bfloat16: is_mkldnn_bf16_supported, torch.float16: is_mkldnn_fp16_supported}
+    return tuple(dtype for dtype, is_supported in supported.items() if is_supported("cpu"))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ _FRAME = re.compile(
     r'File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)(?:\n {4}(?P<code>.*)(?:\n {4}(?P<marks>[ ~^]+)$)?)?', re.M
 )
 _RESUMED = re.compile(r"^torch_dynamo_resume_in_(?P<function>.+)_at_(?P<line>\d+)$")
-_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, passes.__file__, Path(__file__).parent))
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, passes.__file__, Path(__file__).parent))
 
 
 @dataclass(frozen=True)

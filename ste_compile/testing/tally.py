@@ -86,7 +86,8 @@ def count_off(result: Tensor, meant: Tensor) -> Values:
         result, meant: one shape and one dtype, floating point, integer or bool, on one device.
 
     Returns:
-        `Values`: `elements`, `off`, `ulp_most`, `ulp_median` (0 for a dtype without ulp), `distinct`, `distinct_meant`, `histogram`.
+        `Values`: how many `elements` there are and are `off`; by `ulp_median` and `ulp_most`, 0 for a dtype without
+        ulp; how many are `distinct`, and `distinct_meant`; and a `histogram` of the distances.
 
     Raises:
         TypeError: an argument is not a tensor, is complex, or the dtypes differ.

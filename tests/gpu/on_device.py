@@ -35,6 +35,7 @@ ROWS = (
     "cnn conv", "cnn bottleneck", "transformer mlp", "transformer attention", "vqvae -", "bitnet -", "operator 2^26", "cnn norm",
     "cnn depthwise", "router -", "lsq -",
 )  # fmt: skip
+MORE = "stages residual", "stages narrow", "stages separable", "vqvae 8192-codes"
 
 
 def tested(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -102,7 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="of the benchmark (default: 20)")
     parser.add_argument("--no-benchmark", action="store_true", help="the tests alone")
     parser.add_argument("--no-tests", action="store_true", help="the benchmark alone")
-    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="of the benchmark (default: all)")
+    parser.add_argument(
+        "--rows", nargs="+", default=ROWS, choices=(*ROWS, *MORE), help="of the benchmark (default: the first 11)"
+    )
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no GPU: torch.cuda.is_available() is false")
@@ -122,7 +125,8 @@ def main() -> None:
             failed = any(str(outcome).startswith(("failure", "error")) for outcome in found["tests"].values())
             write()  # before the benchmark, which takes longer
         if not chosen.no_benchmark:
-            keys = [(work, kind, 4 if work in ("cnn", "transformer") else 0) for work, kind in map(str.split, chosen.rows)]
+            works = _examples().WORK
+            keys = [(work, kind, max(n for n in works[work].seeds if n <= 4)) for work, kind in map(str.split, chosen.rows)]
             found["meta"] |= {"threads": torch.get_num_threads(), "rounds": chosen.rounds}
             for rows in benchmarked(keys, chosen.rounds, Path(name)):
                 failed |= not rows
