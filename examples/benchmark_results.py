@@ -197,7 +197,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 axis.spines[["top", "right"]].set_visible(False)
                 if (work, kind) == band[0]:
                     axis.set_ylabel(f"{label}\n/ host alone")
-            column[0].set_title(f"{work}, {kind}", fontsize=10)
+            column[0].set_title(f"{work},\n{kind}" if len(work) > 12 else f"{work}, {kind}", fontsize=10)
             column[0].tick_params(labelbottom=False)
             column[1].set_xlabel("seeds")
     figure.align_ylabels()
