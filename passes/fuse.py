@@ -16,7 +16,6 @@ and a sum, in any dtype, which rounds only once: there `rounded` stands behind e
 
 from __future__ import annotations
 
-import operator
 from functools import partial
 from typing import Any
 
@@ -30,7 +29,7 @@ from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_matmul, i
 from .operators import is_number
 from .ops import ops
 from .outcomes import Mismatch, Outcome, Reason, Site, Why
-from .replace import check_same, drop_unused, same_strides
+from .replace import check_same, drop_unused, is_no_output, return_instead, same_strides
 from .rounding import FUSED_DTYPES, ROUNDED_DTYPES, SUMS, contracts, is_narrowed_first, is_rounded, may_be_product
 from .values import number_values
 
@@ -69,21 +68,25 @@ def fuse(graph: Graph) -> list[Outcome]:
     values = number_values(graph)
     matches = [match_order(root, values) for root in roots]  # before a rewrite puts nodes without a number in shared arithmetic
     outcomes = []
+    replaced: dict[Node, Node] = {}  # for the results of the graph, which are exchanged at the end, all at once
     for root, match in reversed(list(zip(roots, matches))):
         mark = root.meta.pop(TAG)
         try:
-            node, why = _fuse_one(graph, root, mark, match)
+            node, why = _fuse_one(graph, root, mark, match, replaced)
             outcomes.append(Outcome(node, why, mark["key"]))
         except Mismatch as mismatch:
             outcomes.append(Outcome(root, mismatch.why, mark["key"]))
         except Exception as error:
             error.add_note(f"at the site {root.format_node()}")
             outcomes.append(Outcome(root, Reason.FAILED.of(error), mark["key"], error))
+    return_instead(graph, replaced)
     return outcomes[::-1]
 
 
-def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None) -> tuple[Node, Why]:
-    """The node that holds the result now, and what was done."""
+def _fuse_one(
+    graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None, replaced: dict[Node, Node]
+) -> tuple[Node, Why]:
+    """The node that holds the result now, and what was done. It is read by all but the graph's output: see `replaced`."""
     if fake(root).dtype not in FUSED_DTYPES:
         return root, Reason.OWN_KERNELS.of(fake(root).dtype)
     if layout := next((fake(n).layout for n in _operands(root, mark["shape"]) if fake(n).layout is not torch.strided), None):
@@ -94,7 +97,8 @@ def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, 
         fused = emit(graph, root, ops.straight_through.default, (value, surrogate, order, *cast))
         if same_strides(fake(fused), fake(root)):
             check_same(root, tensor(root), tensor(fused))
-            root.replace_all_uses_with(fused)
+            root.replace_all_uses_with(fused, delete_user_cb=is_no_output)
+            replaced |= {root: fused} if root.users else {}
             drop_unused(graph, root)
             return fused, Reason.ONE_OPERATOR.of(order)
         # The operands of a sum may stand in another order than in `order`, and eager's result has the layout of the first.
@@ -104,7 +108,7 @@ def _fuse_one(graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, 
         return root, Reason.REWRITTEN.of()
     if any(node.kwargs.get("alpha", 1) not in (1, -1) for node in interior):
         return root, Reason.ALPHA.of()
-    _round_all(graph, interior)
+    replaced |= _round_all(graph, interior)
     return root, Reason.EACH_ROUNDED.of()
 
 
@@ -178,9 +182,10 @@ def _interior(root: Node, shape: Shape) -> dict[Node, list[Node]] | None:
     return interior
 
 
-def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
+def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> dict[Node, Node]:
     """Round what goes into the arithmetic of a site, and every result in it, to its own dtype; on a GPU, wide products too.
-    Raises `Mismatch`, with the graph as it was, where a rounded value would look different to its readers."""
+    Returns what is read in each result's place. Raises `Mismatch`, with the graph as it was, where a rounded value would look
+    different to its readers."""
     made: list[Node] = []
     rounded: list[tuple[Node, Node]] = []  # a value, and what is read in its place
     inputs, results = {}, {}
@@ -213,7 +218,12 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> None:
         if contracts(node) and node.target is aten.neg.default:  # which Triton computes as 0 - x, and that of 0 is 0
             node.target, node.args = aten.mul.Tensor, (*node.args, -1)
     for node, result in results.items():
-        node.replace_all_uses_with(result, delete_user_cb=partial(operator.is_not, result))
+        node.replace_all_uses_with(result, delete_user_cb=partial(_reads_besides, result))
+    return results
+
+
+def _reads_besides(result: Node, user: Node) -> bool:
+    return user is not result and is_no_output(user)
 
 
 def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:

@@ -55,9 +55,7 @@ class Rewrites:
 
     def finish(self) -> set[Node]:
         """Let the graph return what stands for its results; returns the nodes dropped, which nobody reads now."""
-        output = self.graph.output_node()
-        output.args = map_arg(output.args, lambda node: self.replaced.get(node, node))
-        return set().union(*(drop_unused(self.graph, root) for root in reversed(self.replaced)))
+        return return_instead(self.graph, dict(reversed(self.replaced.items())))
 
 
 def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool = False) -> Node:
@@ -98,6 +96,21 @@ def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool
         raise
     rewrites.replaced[root] = stand_in
     return stand_in
+
+
+def return_instead(graph: Graph, replaced: dict[Node, Node]) -> set[Node]:
+    """Let the graph return what is `replaced` by what; returns the nodes dropped, which nobody reads now."""
+    output = graph.output_node()
+    output.args = map_arg(output.args, lambda node: replaced.get(node, node))
+    dropped: set[Node] = set()
+    for node in replaced:
+        if node not in dropped:  # by another that read it
+            dropped |= drop_unused(graph, node)
+    return dropped
+
+
+def is_no_output(user: Node) -> bool:
+    return user.op != "output"
 
 
 def check_same(node: Node, was: Any, now: Any) -> None:
