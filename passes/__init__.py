@@ -12,8 +12,8 @@ tag, fuse       what is left: marked now, rewritten in the post-grad graph to th
 freed           for the report: what each site keeps in the forward
 
 What they share: `nodes` (questions to a node), `levels`, `outcomes` (sites, outcomes, reasons), `meta` (what they leave in a
-node's `meta`), and for rewrites `replace`, `new_nodes` and `memory` (who shares memory with whom). No module imports itself by
-way of others, and none imports anything of the package above.
+node's `meta`), and for rewrites `replace`, `unused`, `new_nodes` and `memory` (who shares memory with whom). No module imports
+itself by way of others, and none imports anything of the package above.
 """
 
 from .cancel import cancel, module_paths

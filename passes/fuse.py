@@ -29,8 +29,9 @@ from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_matmul, i
 from .operators import is_number
 from .ops import ops
 from .outcomes import Mismatch, Outcome, Reason, Site, Why
-from .replace import check_same, drop_unused, is_no_output, return_instead, same_strides
+from .replace import check_same, same_strides
 from .rounding import FUSED_DTYPES, ROUNDED_DTYPES, SUMS, contracts, is_narrowed_first, is_rounded, may_be_product
+from .unused import drop_unused, is_no_output, return_instead
 from .values import number_values
 
 UNMARKED = {Reason.ERROR_IS_USED, Reason.OWN_SURROGATE, Reason.APART}

@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from torch.fx import Graph, Node, map_arg
+from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .memory import PARTS, Memory, Move, storages, views
 from .new_nodes import emit, fake_value
-from .nodes import aten, fake, hint, is_backward, is_pure, leaves, prims, tensor
+from .nodes import aten, fake, hint, is_backward, leaves, prims, tensor
 from .outcomes import Mismatch, Reason, Refused, Sum
+from .unused import return_instead
 
 
 class Rewrites:
@@ -98,21 +99,6 @@ def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool
     return stand_in
 
 
-def return_instead(graph: Graph, replaced: dict[Node, Node]) -> set[Node]:
-    """Let the graph return what is `replaced` by what; returns the nodes dropped, which nobody reads now."""
-    output = graph.output_node()
-    output.args = map_arg(output.args, lambda node: replaced.get(node, node))
-    dropped: set[Node] = set()
-    for node in replaced:
-        if node not in dropped:  # by another that read it
-            dropped |= drop_unused(graph, node)
-    return dropped
-
-
-def is_no_output(user: Node) -> bool:
-    return user.op != "output"
-
-
 def check_same(node: Node, was: Any, now: Any) -> None:
     """Raise `Mismatch` unless readers of `node` see the same dtype, device, shape and strides in `now` as in `was`."""
     for before, after in zip(leaves(was), leaves(now), strict=True):
@@ -126,20 +112,6 @@ def check_same(node: Node, was: Any, now: Any) -> None:
 
 def _described(value: torch.Tensor) -> str:
     return f"{value.dtype} {tuple(value.shape)}, strides {tuple(value.stride())} on {value.device}"
-
-
-def drop_unused(graph: Graph, node: Node) -> set[Node]:
-    """Erase `node`, and what only it used, as far as the nodes are pure. Random and mutating nodes stay."""
-    dropped: set[Node] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if node in dropped or node.users or not is_pure(node):
-            continue
-        stack += node.all_input_nodes
-        graph.erase_node(node)
-        dropped.add(node)
-    return dropped
 
 
 def _stand_in(rewrites: Rewrites, root: Node, value: Any, negated: bool) -> Node:

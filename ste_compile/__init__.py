@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import passes  # noqa: F401  registers the operators, which a graph that was written to a file may have
 from .oracle import ste_forward
+from .passes.levels import Numerics
 
 if TYPE_CHECKING:
     from . import testing
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from .inspection.record import collect
     from .inspection.report import Report
     from .options import inductor_options
-    from .passes.levels import Numerics
 
 __version__ = "0.1.0"
 __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "rewrite", "ste_forward", "testing"]
@@ -28,7 +29,6 @@ __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_opti
 # Where each of the others is, to be imported when it is first asked for: they need torch._dynamo, which takes a second or two. A
 # model that calls `ste_forward` does without, and `backend="ste"` is found by its name (an entry point).
 _MODULES = {
-    "Numerics": "passes.levels",
     "Report": "inspection.report",
     "backend": "backends",
     "collect": "inspection.record",
@@ -39,7 +39,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("passes", "testing"):
+    if name == "testing":
         return importlib.import_module(f".{name}", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,7 @@ from .passes.levels import Levels, Rules
 from .passes.new_nodes import cast_as_eager
 from .passes.nodes import subgraphs, tensor
 from .passes.ops import ops
-from .passes.replace import drop_unused
+from .passes.unused import drop_unused
 
 Program = TypeVar("Program", ExportedProgram, GraphModule)
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)

@@ -54,7 +54,7 @@ FAILURES = {
     "second_cancel": ("ste_compile.passes.cancel.replace_with_value", 2),
     "stand_in": ("ste_compile.passes.replace._would_alias", 1),
     "views_moved": ("ste_compile.passes.replace._move_views", 2),
-    "drop": ("ste_compile.passes.replace.drop_unused", 2),
+    "drop": ("ste_compile.passes.unused.drop_unused", 2),
     "tag": ("ste_compile.hooks.tag", 1),
     "fused_value": ("ste_compile.passes.fuse.emit", 1),
     "fake_value": ("ste_compile.passes.replace.fake_value", 1),
@@ -103,7 +103,7 @@ HALF_WAY = {  # where it fails, and which of two sites are cancelled all the sam
     "the first site": (("ste_compile.passes.cancel.replace_with_value", 1), ["left", "cancelled"]),
     "the second site": (("ste_compile.passes.cancel.replace_with_value", 2), ["cancelled", "left"]),
     "what is put in": (("ste_compile.passes.replace.check_same", 2), ["cancelled", "left"]),
-    "dropping": (("ste_compile.passes.replace.drop_unused", 1), ["cancelled", "cancelled"]),
+    "dropping": (("ste_compile.passes.unused.drop_unused", 1), ["cancelled", "cancelled"]),
     "keeping": (("ste_compile.passes.cancel.keep", 1), ["cancelled", "cancelled"]),
 }
 

@@ -55,8 +55,8 @@ def test_importing_the_package_imports_no_compiler():
         before = {*sys.modules}
         import ste_compile
         assert ste_compile.ste_forward(torch.ones(2), torch.ones(2)).sum() == 2
-        imported = {name.split(".")[0] + "." + name.split(".")[1] for name in {*sys.modules} - before if "." in name}
-        assert imported == {"ste_compile.oracle"}, imported
+        imported = {*sys.modules} - before
+        assert not imported & {"torch._dynamo", "torch._inductor", "ste_compile._torch", "ste_compile.backends"}, imported
         from ste_compile import *
         for name in (*ste_compile.__all__, "passes"):
             assert name in dir(ste_compile) and getattr(ste_compile, name) is not None

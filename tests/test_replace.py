@@ -5,7 +5,8 @@ import torch
 from ste_compile.passes import Refused, Rewrites, replace, replace_with_value
 from ste_compile.passes.cancel import drop_assertions
 from ste_compile.passes.memory import Memory, Move, storages
-from ste_compile.passes.replace import check_same, drop_unused, same_strides
+from ste_compile.passes.replace import check_same, same_strides
+from ste_compile.passes.unused import drop_unused
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .graphs import show
