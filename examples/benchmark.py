@@ -126,11 +126,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, those so far after each work")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw saved bytes and step time against the number of seeds")
     parser.add_argument(
-        "--from",
-        type=Path,
-        metavar="FILE",
-        dest="source",
-        help="show results written by --json, of --work and --kinds; run nothing",
+        "--from", type=Path, metavar="FILE", dest="source", help="show what --json wrote, of --work and --kinds; run nothing"
     )
     parser.add_argument("--predict", choices=DEVICES, help="print what the code for a GPU would take there; runs nothing")
     chosen = parser.parse_args(given)

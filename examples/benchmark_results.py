@@ -165,6 +165,12 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+MEASURES: dict[str, Callable[[Row, Row], float]] = {
+    "saved bytes": lambda row, host: row["saved"] / host["saved"],
+    "training step": lambda row, host: row[f"step/{HOST}"][1],
+}
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Saved bytes and step time, as ratios to the host alone, against the number of seeds. A column for each kind that was
     measured with several numbers of seeds; if none was, for each kind. Where they are many, each host has a band of its own."""
@@ -173,35 +179,35 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     kinds = [kind for kind, numbers in measured.items() if numbers > 1] or list(measured)
     if not kinds:
         raise ValueError(f"a picture needs rows with seeds, of {' or '.join(SEEDED)}")
-    measures = {
-        "saved bytes": lambda row, host: row["saved"] / host["saved"],
-        "training step": lambda row, host: row[f"step/{HOST}"][1],
-    }
     bands = [kinds] if len(kinds) <= WIDEST else [[*band] for _, band in itertools.groupby(kinds, lambda kind: kind[0])]
     columns = max(map(len, bands))
     size = (1 + 1.8 * max(columns, 3), 5 * len(bands))
     figure, axes = plt.subplots(2 * len(bands), columns, sharey="row", squeeze=False, figsize=size, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
-    for band, pair in zip(bands, zip(axes[::2], axes[1::2])):
-        for (work, kind), column in zip(band, zip(*pair)):
-            shown = [rows for rows in seeded if (rows["stock"]["work"], rows["stock"]["kind"]) == (work, kind)]
-            seeds = [rows["stock"]["seeds"] for rows in shown]
-            for axis, (label, measure) in zip(column, measures.items()):
-                axis.set_axis_on()
-                for name, style in STYLES.items():
-                    values = [measure(rows[name], rows[HOST]) for rows in shown]
-                    axis.plot(seeds, values, label=name, marker="o", markersize=style["linewidth"] + 1, **style)
-                axis.set_xticks(seeds)
-                axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-                axis.spines[["top", "right"]].set_visible(False)
-                if (work, kind) == band[0]:
-                    axis.set_ylabel(f"{label}\n/ host alone")
-            column[0].set_title(f"{work},\n{kind}" if len(work) > 12 else f"{work}, {kind}", fontsize=10)
-            column[0].tick_params(labelbottom=False)
-            column[1].set_xlabel("seeds")
+    for band, saved, step in zip(bands, axes[::2], axes[1::2]):
+        for (work, kind), *pair in zip(band, saved, step):
+            _draw_kind(pair, [rows for rows in seeded if (rows["stock"]["work"], rows["stock"]["kind"]) == (work, kind)])
+            pair[0].set_title(f"{work},\n{kind}" if len(work) > 12 else f"{work}, {kind}", fontsize=10)
+        for axis, label in zip((saved[0], step[0]), MEASURES):
+            axis.set_ylabel(f"{label}\n/ host alone")
     figure.align_ylabels()
     handles, ncols = axes[0, 0].get_legend_handles_labels(), len(STYLES) if columns > 3 else 4
     figure.legend(*handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _draw_kind(pair: Sequence[Any], shown: Sequence[Rows]) -> None:
+    """One kind with each number of seeds, on an axis for each measure."""
+    seeds = [rows["stock"]["seeds"] for rows in shown]
+    for axis, measure in zip(pair, MEASURES.values()):
+        axis.set_axis_on()
+        for name, style in STYLES.items():
+            values = [measure(rows[name], rows[HOST]) for rows in shown]
+            axis.plot(seeds, values, label=name, marker="o", markersize=style["linewidth"] + 1, **style)
+        axis.set_xticks(seeds)
+        axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    pair[0].tick_params(labelbottom=False)
+    pair[1].set_xlabel("seeds")

@@ -73,11 +73,10 @@ def quantized(model: Mlp) -> list[tuple[Tensor, Tensor]]:
 
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     found = [count_off(*each) for each in contestant.run(quantized, contestant.model)]
-    off = sum(each.off for each in found) / sum(each.elements for each in found)
     row = torch.linspace(-1, 1, 2**12, device=contestant.device).bfloat16()[None]
     levels = contestant.run(eight_bits, row).unique()
-    values, ulp = max(each.distinct or 0 for each in found), max(each.ulp_most for each in found)
-    return dict(zip(COLUMNS, (contestant.accuracy(tests), values, off, ulp, len(levels))))
+    values = max(each.distinct or 0 for each in found)
+    return dict(zip(COLUMNS, (contestant.accuracy(tests), values, *compare.share_and_ulp(*found), len(levels))))
 
 
 def draw(contestants: list[compare.Contestant], path: Path) -> None:

@@ -132,6 +132,11 @@ class Contestant:
         return statistics.fmean((logits(self.result(*b)).argmax(-1) == b[-1]).float().mean().item() for b in tests)
 
 
+def share_and_ulp(*counts: Any) -> tuple[float, int]:
+    """Of what `count_off` gave for some tensors: the share of all elements that is off, and by how many ulp at most."""
+    return sum(each.off for each in counts) / sum(each.elements for each in counts), max(each.ulp_most for each in counts)
+
+
 def contestants(model: nn.Module, batch: Batch, rate: float, autocast: bool = False, generate: bool = True) -> list[Contestant]:
     """The model in eager, by stock torch.compile and at each level, compiled for batches of this shape, to train with AdamW.
     Without `generate` no code is generated and no kernel counted: most tests run it so."""

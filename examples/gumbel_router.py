@@ -73,9 +73,8 @@ def gates(contestant: compare.Contestant, tests: list[compare.Batch]) -> Tensor:
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     chosen, experts = gates(contestant, tests).max(-1)
     right = contestant.accuracy(tests, lambda result: result[0])
-    first, second = (count_off(layer, torch.ones_like(layer)) for layer in chosen)
-    shares = [each.off / each.elements for each in (first, second)]
-    return dict(zip(COLUMNS, (right, len(experts.unique()), *shares, max(first.ulp_most, second.ulp_most))))
+    shares, ulps = zip(*(compare.share_and_ulp(count_off(layer, torch.ones_like(layer))) for layer in chosen))
+    return dict(zip(COLUMNS, (right, len(experts.unique()), *shares, max(ulps))))
 
 
 def draw(contestants: list[compare.Contestant], tests: list[compare.Batch], path: Path) -> None:

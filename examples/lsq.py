@@ -80,9 +80,8 @@ def quantized(model: Mlp) -> list[Tensor]:
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     steps = [layer.weights.step.detach() for layer in contestant.model.layers[1:-1]]
     found = [count_off(each, (each / s).round() * s) for each, s in zip(contestant.run(quantized, contestant.model), steps)]
-    off = sum(each.off for each in found) / sum(each.elements for each in found)
-    levels, ulp = max(each.distinct or 0 for each in found), max(each.ulp_most for each in found)
-    return dict(zip(COLUMNS, (contestant.accuracy(tests), levels, off, ulp)))
+    levels = max(each.distinct or 0 for each in found)
+    return dict(zip(COLUMNS, (contestant.accuracy(tests), levels, *compare.share_and_ulp(*found))))
 
 
 def draw(contestants: list[compare.Contestant], path: Path) -> None:

@@ -65,13 +65,12 @@ def decoded(contestant: compare.Contestant, tests: list[compare.Batch]) -> tuple
 
 def measure(contestant: compare.Contestant, tests: list[compare.Batch]) -> dict[str, float]:
     given, rows, codes = decoded(contestant, tests)
-    off = count_off(given, rows)
+    off, ulp = compare.share_and_ulp(count_off(given, rows))
     contestant.autocast = False
-    off_in_float32 = count_off(*decoded(contestant, tests)[:2])
+    off_in_float32, _ = compare.share_and_ulp(count_off(*decoded(contestant, tests)[:2]))
     contestant.autocast = True
     loss = torch.stack([F.mse_loss(contestant.result(*batch)[0].float(), batch[0]) for batch in tests]).mean()
-    shares = [each.off / each.elements for each in (off, off_in_float32)]
-    return dict(zip(COLUMNS, (loss.item(), len(codes.unique()), shares[0], off.ulp_most, shares[1])))
+    return dict(zip(COLUMNS, (loss.item(), len(codes.unique()), off, ulp, off_in_float32)))
 
 
 def draw(contestants: list[compare.Contestant], tests: list[compare.Batch], path: Path) -> None:

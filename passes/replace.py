@@ -22,7 +22,7 @@ from .memory import PARTS, Memory, Move, storages, views
 from .new_nodes import emit, fake_value
 from .nodes import aten, fake, hint, is_backward, leaves, prims, tensor
 from .outcomes import Mismatch, Reason, Refused, Sum
-from .unused import return_instead
+from .unused import is_no_output, return_instead
 
 
 class Rewrites:
@@ -74,7 +74,7 @@ def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool
         (h_1, (h_1,), {add})
     """
     graph, before = rewrites.graph, root.prev
-    users = {user: (user.args, user.kwargs) for user in root.users if user.op != "output"}
+    users = {user: (user.args, user.kwargs) for user in root.users if is_no_output(user)}
     viewed: dict[Node, Any] = {}  # the views of the root, and what they were before they moved
     try:
         stand_in = _stand_in(rewrites, root, rewrites.replaced.get(value, value), negated)

@@ -83,8 +83,8 @@ def mutants() -> Iterator[tuple[MutationSpec, str]]:
     """(what, mutated source) of every mutant that could make a difference."""
     for path in sorted((ROOT / "passes").glob("*.py")):
         source = path.read_text()
-        inert = _inert_lines(ast.parse(source))
-        names = _comparisons_with_a_name(ast.parse(source))
+        tree = ast.parse(source)
+        inert, names = _inert_lines(tree), _comparisons_with_a_name(tree)
         for item in _all_work_items([path], {}):
             (spec,) = item.mutations
             (line, column), (end_line, end_column) = spec.start_pos, spec.end_pos

@@ -142,16 +142,28 @@ def test_a_failing_pass_costs_its_rewrites_and_not_the_compile(monkeypatch):
 
 
 def test_importing_starts_no_compiler_and_registers_only_the_operators():
-    """Given a fresh process, importing leaves Inductor unimported and its lowerings alone."""
+    """Given a fresh process, importing leaves Dynamo and Inductor unimported, for a model that calls `ste_forward` in eager, and
+    Inductor's lowerings alone. Every public name can be had. Broken by: a public name that is imported with the package."""
     script = """
-        import sys, ste_compile, torch
+        import sys, torch
+        before = {*sys.modules}
+        import ste_compile
+        assert ste_compile.ste_forward(torch.ones(2), torch.ones(2)).sum() == 2
+        imported = {*sys.modules} - before
+        assert not imported & {"torch._dynamo", "torch._inductor", "ste_compile._torch", "ste_compile.backends"}, imported
         assert "torch._inductor.lowering" not in sys.modules and "torch._inductor.compile_fx" not in sys.modules
         assert torch.ops.ste_compile.straight_through.default and torch.ops.ste_compile.rounded.default
         import torch._inductor.lowering as lowering
         assert not any("ste_compile" in str(op) for op in lowering.lowerings)
         assert {"ste", "ste_finite", "ste_algebraic", "ste_aot_eager"} <= set(torch.compiler.list_backends())
+        from ste_compile import *
+        for name in (*ste_compile.__all__, "passes"):
+            assert name in dir(ste_compile) and getattr(ste_compile, name) is not None
+        assert inductor_options is ste_compile.inductor_options
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    with pytest.raises(AttributeError, match="module 'ste_compile' has no attribute 'backed'"):
+        ste_compile.backed  # noqa: B018
 
 
 def test_no_warnings_of_ours():

@@ -419,7 +419,7 @@ class _Graph:
     """A graph of many sites, exact ones and reassociating ones in turn."""
 
     def __init__(self):
-        self.graph, self.size = torch.fx.Graph(), 0
+        self.graph, self.size, self.sites = torch.fx.Graph(), 0, 0
 
     def input(self):
         node = self.graph.placeholder(f"input_{self.size}")
@@ -434,7 +434,8 @@ class _Graph:
         return node
 
     def site(self, v, s):
-        if self.size % 3:
+        self.sites += 1
+        if self.sites % 3:
             return self.call(aten.add.Tensor, v, self.call(aten.sub.Tensor, s, self.call(aten.detach.default, s)))
         return self.call(aten.add.Tensor, s, self.call(aten.detach.default, self.call(aten.sub.Tensor, v, s)))
 
@@ -470,7 +471,7 @@ def _wide(built, nodes):
     h = built.input()
     while built.size < nodes:
         total = built.call(aten.sin.default, h)
-        for i in range(499):
+        for i in range(999):
             total = built.call(aten.add.Tensor, total, built.call(aten.mul.Tensor, h, i + 1.5))
         h = built.site(total, built.call(aten.cos.default, h))
     return (h,)
