@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 
 import ste_compile
+from ste_compile.testing import assert_equivalent, count_off
 from ste_compile.testing.compare import error, stock_bound
 
 from ..compare import assert_equal_values, assert_same_bits, finite_values, hard_values
 from ..spellings import BY_NAME, DTYPES, SPELLINGS
+from .drawn import chosen, functions
 from .functions import DTYPES as PRODUCT_DTYPES
 from .functions import FUNCTIONS, arity
 
@@ -74,6 +77,47 @@ def test_each_spelling_at_each_level(name, dtypes):
         mine, theirs = (torch.autograd.grad(out.float().sum(), args, allow_unused=True) for out in (ours, eager))
         for a, b in zip(mine, theirs):  # a broadcast operand's gradient is a sum, of 16 bits in another order
             assert (a is None or not a.any()) if b is None else error(a, b).max() <= 1e-2 * (1 + b.abs().max())
+
+
+@pytest.mark.parametrize("start", range(24))
+def test_sites_in_random_functions_are_eager_s_to_the_bit(start):
+    """Ten functions each, of the strategy whose PTX is executed on the CPU."""
+
+    @seed(start)
+    @settings(max_examples=10, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(functions())
+    def run(program):
+        assume(program.sites())
+        generator = torch.Generator().manual_seed(start)
+        for values in (hard_values, finite_values):
+            args = [values(eval(dtype), SHAPE, generator).flatten() for dtype in program.arguments.values()]
+            fn = chosen(program, args)
+            assume(fn.results)
+            args = [each.to(DEVICE) for each in args]
+            for ours, eager in zip(compiled(fn, "exact")(*args), fn(*args), strict=True):
+                assert_same_bits(ours, eager, repr(program))
+
+    run()
+
+
+@pytest.mark.parametrize("level", ("exact", "finite", "algebraic"))
+def test_a_model_is_equivalent_and_its_values_are_counted(level):
+    """`assert_equivalent` on the device; and `explain(values=True)` counts there what a loop over eager's results counts."""
+    model, inputs = model_and_inputs()
+    assert_equivalent(model, *inputs, numerics=level)
+
+    def grid(x):
+        return x.sign() * 0.3  # far from x, so that eager rounds
+
+    def quantised(x):
+        q = grid(x)
+        return x + (q - x).detach()
+
+    x = (torch.randn(1 << 12, generator=torch.Generator().manual_seed(0)) * 4).bfloat16().to(DEVICE).requires_grad_()
+    report = ste_compile.explain(quantised, x, numerics=level, values=True)
+    (found,) = (site.values for site in report.sites)
+    meant = count_off(quantised(x.detach()), grid(x.detach()))
+    assert found.elements == meant.elements == x.numel() and found.off == meant.off > 0
 
 
 @pytest.mark.parametrize("mode", (None, "reduce-overhead", "max-autotune"))
