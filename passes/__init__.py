@@ -8,7 +8,7 @@ keep, release   what a cancelled surrogate drew or mutated (`effects`): read by 
 defer           partitioned backward: what moved there from the forward, in `regions` of its own, each in the `layout` that its
                 convolutions and norms are fast in
 tag, fuse       what is left: marked now, rewritten in the post-grad graph to the operators of `ops`
-                (`rounding`: what rounds where)
+                (`rounding`: what rounds where; `operands`: what a site reads, as eager gives it)
 freed           for the report: what each site keeps in the forward
 
 What they share: `nodes` (questions to a node), `levels`, `outcomes` (sites, outcomes, reasons), `meta` (what they leave in a

@@ -25,12 +25,13 @@ from torch.fx import Graph, Node
 from .arithmetic import match_order
 from .meta import TAG
 from .new_nodes import emit
-from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_matmul, is_view, layers, prims, tensor
+from .nodes import aten, behind, fake, is_cast, is_copy, is_marker, is_matmul, is_view, prims, tensor
+from .operands import rounded_inside, rounded_operand
 from .operators import is_number
 from .ops import ops
 from .outcomes import Mismatch, Outcome, Reason, Site, Why
 from .replace import check_same, same_strides
-from .rounding import FUSED_DTYPES, ROUNDED_DTYPES, SUMS, contracts, is_narrowed_first, is_rounded, may_be_product
+from .rounding import FUSED_DTYPES, SUMS, contracts, is_narrow, is_narrowed_first, is_rounded
 from .unused import drop_unused, is_no_output, return_instead
 from .values import number_values
 
@@ -95,7 +96,8 @@ def _fuse_one(
     if match and _promotes_alike(match[1], match[2]):
         order, value, surrogate = match
         surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
-        fused = emit(graph, root, ops.straight_through.default, (value, surrogate, order, *cast))
+        operands = [rounded_inside(graph, root, operand, []) for operand in (value, surrogate)]
+        fused = emit(graph, root, ops.straight_through.default, (*operands, order, *cast))
         if same_strides(fake(fused), fake(root)):
             check_same(root, tensor(root), tensor(fused))
             root.replace_all_uses_with(fused, delete_user_cb=is_no_output)
@@ -196,10 +198,11 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> dict[Node, Nod
                 value = leaf
                 if is_narrowed_first(node, leaf):
                     made.append(value := emit(graph, node, prims.convert_element_type.default, (leaf, fake(node).dtype)))
-                if fake(value).dtype in ROUNDED_DTYPES or (contracts(value) and may_be_product(value)):
-                    inputs[node, leaf] = _rounded(graph, node, value, made)
-                    rounded.append((value, inputs[node, leaf]))
-            rounds = fake(node).dtype in ROUNDED_DTYPES or (contracts(node) and node.target not in SUMS)
+                new = rounded_operand(graph, node, value, made)
+                if new is not leaf:
+                    inputs[node, leaf] = new
+                    rounded.append((value, new))
+            rounds = is_narrow(node) or (contracts(node) and node.target not in SUMS)
             if rounds and not any(map(is_rounded, node.users)):
                 results[node] = emit(graph, node.next, ops.rounded.default, (node,), like=node)
                 made.append(results[node])
@@ -213,7 +216,7 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> dict[Node, Nod
     for (node, leaf), new in inputs.items():
         node.replace_input_with(leaf, new)
     for node in interior:
-        if fake(node).dtype in ROUNDED_DTYPES and fake(node).device.type == "cpu" and is_number(node.args[0]):
+        if is_narrow(node) and fake(node).device.type == "cpu" and is_number(node.args[0]):
             # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
             node.update_arg(0, torch.tensor(node.args[0], dtype=fake(node).dtype).item())
         if contracts(node) and node.target is aten.neg.default:  # which Triton computes as 0 - x, and that of 0 is 0
@@ -225,15 +228,3 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> dict[Node, Nod
 
 def _reads_besides(result: Node, user: Node) -> bool:
     return user is not result and is_no_output(user)
-
-
-def _rounded(graph: Graph, reader: Node, leaf: Node, made: list[Node]) -> Node:
-    """`leaf` rounded, and then viewed as it was: a rounded copy of an expanded tensor would have other strides. An input of the
-    graph is in memory, and so rounded already."""
-    *views, base = layers(leaf, is_view)
-    if base.op != "call_function" or is_rounded(base):
-        return leaf
-    made.append(rounded := emit(graph, reader, ops.rounded.default, (base,), like=base))
-    for view in reversed(views):
-        made.append(rounded := emit(graph, reader, view.target, (rounded, *view.args[1:]), view.kwargs, like=view))
-    return rounded

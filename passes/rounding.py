@@ -18,6 +18,10 @@ def is_rounded(node: Node) -> bool:
     return node.target is ops.rounded.default
 
 
+def is_narrow(node: Node) -> bool:
+    return fake(node).dtype in ROUNDED_DTYPES
+
+
 def is_narrowed_first(node: Node, leaf: Node) -> bool:
     """Whether a 0-dim operand of another dtype is rounded to the result's before it is used. Eager's kernels do so; but the CPU's
     leave the second operand of a product or quotient as it is, and CUDA's what is on the CPU (2.11 to 2.15)."""

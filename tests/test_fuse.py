@@ -132,6 +132,13 @@ def test_arithmetic_with_an_alpha_is_left(alpha, action):
     assert outcome.action == action and (action == "fused" or outcome.why.reason is Reason.ALPHA)
 
 
+def test_arithmetic_that_subtracts_by_an_alpha_is_rounded():
+    """In none of the three orders. Broken by: `alpha=-1` left; seen to fail."""
+    fn = lambda v, s, k: (torch.add(v.sin(), s, alpha=-1) + k.sin()) + s.detach()  # noqa: E731
+    _, (outcome,) = fused(fn, *tensors())
+    assert outcome.why.reason is Reason.EACH_ROUNDED
+
+
 def test_arithmetic_that_was_rewritten_is_left():
     """Given a pass that turned a subtraction into another operator, or gave it one operand, since the site was tagged: left alone.
 
@@ -146,6 +153,10 @@ def test_arithmetic_that_was_rewritten_is_left():
         difference = next(node for node in graph.nodes if node.target is aten.sub.Tensor)
         difference.update_arg(1, 2.0)
         assert fuse(graph)[0].action == "left"
+    graph = tagged(lambda v, s, k: v + (s - s.detach()) * 2, *tensors())
+    (product,) = graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+    product.update_arg(1, next(iter(graph.nodes)))
+    assert fuse(graph)[0].action == "left"
 
 
 @pytest.mark.parametrize("merged", (0, 1, 2), ids=("none", "the first two", "all"))
@@ -285,6 +296,7 @@ def test_a_product_is_rounded_ahead_of_its_sum_where_a_compiler_may_contract_the
     for node in graph.nodes:
         if node.target is aten.mul.Tensor and cuda:
             assert [user.target for user in node.users] == [ROUNDED]
+            assert name != "leaf last" or node.args[1] == -1
 
 
 @pytest.mark.parametrize("cuda", (False, True))

@@ -123,6 +123,8 @@ def test_what_was_rewritten_when_a_pass_failed_is_known(name, monkeypatch):
     assert [outcome.action for outcome in outcomes] == actions and [o.error for o in outcomes if o.error] == [error]
     assert all("broken on purpose" in str(o.why) for o in outcomes if o.action == "left")
     assert graph.output_node().meta[CANCELLED]
+    assert "cancelled" not in [outcome.action for outcome in cancel(graph, recognise(graph), "exact")]
+    assert not graph.output_node().meta[CANCELLED]
 
 
 def test_what_was_rewritten_when_a_pass_failed_is_reported(monkeypatch):

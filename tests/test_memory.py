@@ -122,3 +122,19 @@ def test_sites_among_sparse_tensors(name):
         assert all(
             torch.equal(a.to_dense(), b.to_dense()) if a.layout is not torch.strided else torch.equal(a, b) for a, b in results
         )
+
+
+@pytest.mark.parametrize("computed", (True, False))
+def test_a_value_that_a_result_casts_back_is_copied_where_something_else_has_its_memory(computed):
+    """Given a result that casts a cancelled site back to what its value was cast from: an input's memory is not returned, that of
+    an intermediate may be. Broken by: `is_cast_back` asking of one of its conditions only; seen to fail."""
+
+    def fn(x, s):
+        host = x.sin() if computed else x
+        return (host.double() + (s - s.detach())).float()
+
+    graph = make_fx(fn, tracing_mode="fake")(torch.ones(3), torch.ones(3, dtype=torch.float64)).graph
+    (outcome,) = cancel(graph, recognise(graph), "finite")
+    copies = graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
+    copies += graph.find_nodes(op="call_function", target=torch.ops.aten.add.Scalar)
+    assert outcome.action == "cancelled" and len(copies) == (not computed)

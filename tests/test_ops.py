@@ -161,12 +161,13 @@ def test_oracle_compiles_whole_with_dynamic_shapes():
         (((4, 1), (2, 4, 6)), ["R R R", "S0 R S0", "S1 S0 S1", "S2 R S2"]),  # ... and expanded
         (((), (3,)), ["R R R", "S0 R S0"]),
         (((3,), (1, 1)), ["R R R", "S0 R S0", "S1 S0 R"]),
+        (((1000,), (1000,)), ["R R R", "S0 S0 S0"]),
     ],
 )
 def test_a_shard_of_the_result_needs_that_shard_of_each_operand(shapes, expected):
     """The placements of the result, then of each operand: replicated, or a shard of one dimension."""
     pytest.importorskip("torch.distributed.tensor")
-    operands = [SimpleNamespace(shape=torch.Size(shape), placements=()) for shape in shapes]
+    operands = [SimpleNamespace(shape=torch.empty(shape).shape, placements=()) for shape in shapes]
     rows = sharding.pointwise(*operands, "v + (s - s)", torch.float32)
     assert [" ".join(_letter(each) for each in (*results, *inputs)) for results, inputs in rows] == expected
 

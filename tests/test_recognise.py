@@ -359,6 +359,12 @@ def test_a_value_in_no_node_has_the_signs_that_the_site_gives_it():
     assert site.refusal is None and str(site.value) == "b_1 + c_1 - a_1"
 
 
+def test_a_value_in_no_node_may_be_less_a_number():
+    """Broken by: a number without its sign in `rest`; seen to fail."""
+    (site,) = sites(lambda a, b, s: (a + s - 2.5 + b) - s.detach(), 3)
+    assert site.refusal is None and str(site.value) == "a_1 + b_1 - 2.5"
+
+
 def test_a_value_in_no_node_adds_each_once():
     """Given twice a value. Broken by: `rest` that takes a multiple for the value itself; seen to fail."""
     (site,) = sites(lambda a, b, s: (torch.add(s, a, alpha=2) + b) - s.detach(), 3)

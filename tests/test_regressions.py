@@ -7,9 +7,11 @@ from ste_compile.passes.levels import LEVELS
 
 import ste_compile
 from ste_compile.testing import assert_equivalent
+from ste_compile.testing.compare import same_bits
 from ste_compile.testing.spellings import SITES
 
-from .compare import assert_same_bits
+from .compare import assert_same_bits, hard_values
+from .gpu.functions import multiple, recast, widened, widened_factor, widened_host, widened_multiple
 from .spellings import SPELLINGS
 
 
@@ -229,3 +231,23 @@ def test_a_scalar_of_a_wider_dtype_is_rounded_where_eager_rounds_it(dtype, scala
             assert_same_bits(mine, theirs, f"{fn}, {number}")
     torch._dynamo.reset()
     assert not all(map(torch.equal, torch.compile(model)(tensor, number), eager))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_what_is_read_through_casts_and_multiples_is_rounded_as_in_eager(dtype):
+    """Given operands that are casts to float32, or multiples, of 16-bit products which Inductor holds in float32, `exact` gives
+    eager's bits in generated code, and stock does not.
+
+    Broken by: `operands._below` without casts, or without multiples; seen to fail."""
+    fns = widened, widened_factor, widened_multiple, multiple, recast, widened_host
+
+    def model(*args):
+        return [fn(*args) for fn in fns]
+
+    args = [hard_values(dtype, (1000,), torch.Generator().manual_seed(0)) for _ in range(3)]
+    torch._dynamo.reset()
+    eager, ours = model(*args), torch.compile(model, backend="ste")(*args)
+    for fn, mine, theirs in zip(fns, ours, eager, strict=True):
+        assert_same_bits(mine, theirs, fn.__name__)
+    torch._dynamo.reset()
+    assert not all(same_bits(*pair).all() for pair in zip(torch.compile(model)(*args), eager))

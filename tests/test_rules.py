@@ -40,6 +40,7 @@ LEVELS = tuple(levels.LEVELS)
         ({"layer*": "finite"}, ["layer12.x"], "layer*"),
         ({"heads[0]": "finite"}, ["heads[0]"], "heads[0]"),  # of a plain list, as reports name it
         ({"heads[0]": "finite"}, ["heads0"], ""),
+        ({"": "exact", "*": "finite"}, ["a"], "*"),
         ({"a*": "finite", "*a": "exact"}, ["aa"], "*a"),  # alike: the one that promises more
     ],
 )

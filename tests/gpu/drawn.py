@@ -21,16 +21,18 @@ from ste_compile.testing.vocabulary import DTYPES
 aten = torch.ops.aten
 # What spellings compute beside the site is transcendental, and a GPU's own: here products, and what rounds nothing.
 INSTEAD = {"sin": r"(\1 * \1)", "exp": r"(\1 * \1.abs())", "cos": r"\1.abs()", "tanh": r"\1.relu()"}
+FORMS = ("{}", "{}", "{}.float()", "{}.bfloat16()", "0.5 * {}")
 ROUNDS_ONCE = (aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor)
 ROUNDS_NOTHING = (aten.abs.default, aten.relu.default, aten.slice.Tensor, aten.view.default, *MARKERS, *COPIES)
 
 
 def _binary(builder: Builder) -> None:
-    """A product, twice of three times."""
+    """A product, twice of three times; or a cast or a multiple of it."""
     a, b, out = builder.pick(), builder.pick(), builder.name()
     if a.support.isdisjoint(b.support):
-        sign = "**+-"[builder.draw(4)]
-        builder.add([Line(f"{out} = {a.name} {sign} {b.name}")], out, [a, b], (sign, a.key, b.key), a.support | b.support)
+        sign, form = "**+-"[builder.draw(4)], FORMS[builder.draw(len(FORMS))]
+        text = form.format(f"({a.name} {sign} {b.name})")
+        builder.add([Line(f"{out} = {text}")], out, [a, b], (sign, form, a.key, b.key), a.support | b.support)
 
 
 def _scalar(builder: Builder) -> None:
@@ -105,15 +107,23 @@ def _exact(graph: Graph) -> Iterator[Node]:
             or (node.target in ROUNDS_NOTHING and exact.issuperset(inputs))
         ):
             exact.add(node)
-        elif (node.target in ROUNDS_ONCE or is_cast(node)) and exact.issuperset(inputs) and not _rounds_a_scalar(node):
+        under = once if is_cast(node) or _is_multiple(node) else exact  # what is under them a site rounds too
+        if node in exact or (_rounds_once(node) and under.issuperset(inputs)):
             once.add(node)
         if node in exact:
-            once.add(node)
             yield node
 
 
 def _is_fused(site: Site) -> bool:
     return site.refusal is None or site.refusal.reason in (Reason.NO_GRADIENT, Reason.ROUNDED_LATER)
+
+
+def _rounds_once(node: Node) -> bool:
+    return is_cast(node) or (node.target in ROUNDS_ONCE and not _rounds_a_scalar(node))
+
+
+def _is_multiple(node: Node) -> bool:
+    return node.target is aten.mul.Tensor and isinstance(node.args[0], Node) and not isinstance(node.args[1], Node)
 
 
 def _rounds_a_scalar(node: Node) -> bool:

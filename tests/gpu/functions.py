@@ -82,20 +82,49 @@ def read_by_another(x, a, g):
     return x + (value - x).detach()
 
 
+def widened(x, codes, scale):
+    x, value = x.float(), (codes * scale).float()
+    return x + (value - x).detach()
+
+
+def multiple(host, a, g):
+    return ste_compile.ste_forward(host, 0.5 * (a * g))
+
+
+def widened_multiple(x, codes, scale):
+    x, value = x.float(), 0.5 * (codes * scale).float()
+    return x + (value - x).detach()
+
+
+def widened_factor(host, a, g):
+    return host + (host - host.detach()) * (a * g).float()
+
+
+def recast(host, a, g):
+    surrogate = (a * g).float().half()
+    return (host + surrogate) - surrogate.detach()
+
+
+def widened_host(a, g, seed):
+    return ste_compile.ste_forward((a * g).float(), seed)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (
         seed, host, product_plus, dequantised, both_products, two_surrogates, leaf_last, scaled_zero, scaled_difference, number,
         product_of_sites, broadcast, negated_product, viewed_zero,
-        read_by_another,
+        read_by_another, widened, widened_factor, widened_multiple, multiple, recast,
     )
 }  # fmt: skip
 # name -> the value that an estimator stands for, where its surrogate is computed (an input has no gradient here: it is none)
 VALUES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
-        ("seed", "product_plus", "two_surrogates", "scaled_zero", "negated_product", "viewed_zero"), lambda first, *rest: first
+        ("seed", "product_plus", "two_surrogates", "scaled_zero", "negated_product", "viewed_zero", "multiple"),
+        lambda first, *rest: first,
     ),
     "host": lambda a, g, seed: a * g,
+    "recast": lambda first, *rest: first.to(torch.promote_types(first.dtype, torch.float16)),
     "both_products": lambda a, g, codes, scale: codes * scale,
     "number": lambda a, g: torch.full_like(a, 0.25),
 }

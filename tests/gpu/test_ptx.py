@@ -18,7 +18,7 @@ import numpy
 from . import rounding
 from .conftest import COUNT
 from .drawn import chosen, functions
-from .functions import DTYPES, FUNCTIONS, VALUES, arity
+from .functions import DTYPES, FUNCTIONS, VALUES, arity, widened_host
 from .kernels import outputs
 
 TARGETS = (80, 90, 100)
@@ -66,6 +66,14 @@ def test_a_site_that_reads_a_product_is_eager_s_to_the_bit(name, dtype, generate
     source = generated(fn, dtypes, "exact")
     for values in (bits, normal):
         assert_as_eager(source, fn, list(map(values, dtypes)))
+
+
+@pytest.mark.parametrize("dtype", ("bf16", "fp16"))
+def test_a_value_is_rounded_under_its_cast(dtype, generated):
+    """At `exact`; what a site is cancelled for is computed as in stock, which does not round it."""
+    source = generated(widened_host, [DTYPES[dtype]] * 3, "exact")
+    for values in (bits, normal):
+        assert_as_eager(source, widened_host, [values(DTYPES[dtype]) for _ in range(3)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
