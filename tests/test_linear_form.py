@@ -309,7 +309,7 @@ ZERO_PRODUCTS = {
 NOT_ZERO = {
     "clamp": lambda h, s, k: h + (s - s.detach()).clamp(0.5, 1),
     "clamp_max": lambda h, s, k: h + (s - s.detach()).clamp(max=-0.5),
-    "clamp_min": lambda h, s, k: h + (s - s.detach()).clamp(min=0.5),
+    "clamp_min": lambda h, s, k: h + (s - s.detach()).clamp_min(0.5),
     "clamp_tensor": lambda h, s, k: h + (s - s.detach()).clamp(k, k),
     "cat_others": lambda h, s, k: h + torch.cat([s - s.detach(), k])[:3],
     "exp": lambda h, s, k: h + (s - s.detach()).exp(),
@@ -343,7 +343,7 @@ def test_half_of_a_term_is_a_term():
     assert [site.needs for site in recognise(traced(lambda v, x: v + x / 2 - x.detach() * 0.5, 2))] == ["algebraic"]
     assert [site.needs for site in recognise(traced(lambda v, x: v + x / 1024 - x.detach() * 2**-10, 2))] == ["algebraic"]
     assert not recognise(traced(lambda v, x: v + x / 3 - x.detach() * (1 / 3), 2))
-    assert not recognise(traced(lambda v, x: v + x / 0, 2))
+    assert [site.needs for site in recognise(traced(lambda v, x: v / 0 + (x - x.detach()), 2))] == ["finite"]
     assert [site.needs for site in recognise(traced(lambda v, x: v + x / 3 - x.detach() / 3, 2))] == ["algebraic"]
 
 
