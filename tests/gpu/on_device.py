@@ -18,6 +18,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,8 @@ def tested(folder: Path) -> tuple[dict[str, Any], list[str]]:
             outcomes[case.get("name", "?")] = f"{bad.tag}: {bad.get('message', '')}"[:300]
         else:
             outcomes["passed"] += 1
-        printed += [each.text.strip() for each in case.iter("system-out") if each.text and each.text.strip()]
+        words = "\n".join(each.text or "" for each in case.iter("system-out"))
+        printed += [said] if (said := re.sub(r"^-+ Captured \w+ -+$", "", words, flags=re.M).strip()) else []
     return outcomes, printed
 
 
