@@ -24,7 +24,7 @@ from .rounding import contracts, is_narrow, is_rounded, may_be_product
 def rounded_operand(graph: Graph, reader: Node, operand: Node, made: list[Node]) -> Node:
     """What `reader` is to read in the place of `operand`: the same rounded to its dtype, and on a GPU a product rounded before it
     is added. New nodes are added to `made`."""
-    return _rounded(graph, reader, operand, made, lambda node: is_narrow(node) or (contracts(node) and may_be_product(node)))
+    return _rounded(graph, reader, operand, made, _may_miss_a_rounding)
 
 
 def rounded_inside(graph: Graph, reader: Node, operand: Node, made: list[Node]) -> Node:
@@ -32,11 +32,18 @@ def rounded_inside(graph: Graph, reader: Node, operand: Node, made: list[Node]) 
     return _rounded(graph, reader, operand, made, lambda node: False)
 
 
+def _may_miss_a_rounding(node: Node) -> bool:
+    """Whether what reads a node in the same kernel may be given it unrounded. (Of a product and its multiple by a power of two
+    ptxas makes one instruction, `FMUL.D2`, which does not overflow between the two.)"""
+    return is_narrow(node) or (contracts(node) and may_be_product(node))
+
+
 def _rounded(graph: Graph, reader: Node, node: Node, made: list[Node], rounds: Callable[[Node], bool]) -> Node:
     """Views are made anew, on what is rounded: a rounded copy of an expanded tensor would have other strides."""
     new, below = node, _below(node)
     if below is not None:
-        under = _rounded(graph, reader, below, made, rounds if is_view(node) else is_narrow)
+        inside = rounds if is_view(node) else is_narrow if is_cast(node) else _may_miss_a_rounding
+        under = _rounded(graph, reader, below, made, inside)
         if under is not below:
             args = tuple(under if each is below else each for each in node.args)
             made.append(new := emit(graph, reader, node.target, args, node.kwargs, like=node))
