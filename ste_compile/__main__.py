@@ -151,9 +151,10 @@ def _run(parsed: argparse.Namespace) -> int:
 def _backends() -> int:
     from . import backends
 
-    for name in (*(level.backend for level in LEVELS.values()), "ste_aot_eager"):
+    names = *(level.backend for level in LEVELS.values()), "ste_aot_eager"
+    for name in names:
         summary = inspect.getdoc(getattr(backends, name)).splitlines()[0]  # type: ignore[union-attr]
-        print(f"{name:<15}{summary.split(': ', 1)[-1].rstrip('.')}")
+        print(f"{name:<{max(map(len, names)) + 2}}{summary.split(': ', 1)[-1].rstrip('.')}")
     return 0
 
 

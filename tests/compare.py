@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+from ste_compile.passes.levels import LEVELS
 from torch import Tensor
 
 from ste_compile.testing.compare import same_bits
+
+ALLOWED = ", ".join(map(repr, LEVELS))  # as an error says it of a level that is none
 
 
 def assert_same_bits(ours: Tensor, eager: Tensor, what: str = "") -> None:

@@ -9,6 +9,8 @@ from ste_compile.passes.levels import LEVELS
 
 from ste_compile.__main__ import main
 
+from .compare import ALLOWED
+
 MODEL = """
 import torch, ste_compile
 
@@ -88,7 +90,7 @@ def test_json_on_standard_output_is_json_alone(cli):
         (
             ["explain", "model.py:example", "--numerics", "fast"],
             2,
-            "numerics='fast' is not a level; allowed: 'exact', 'finite', 'algebraic'",
+            f"numerics='fast' is not a level; allowed: {ALLOWED}",
         ),
         (["explain", "broken.py:example"], 1, "broken.py fails when it is imported:\nTraceback (most recent call last):\n  File"),
         (["explain", "model.py:wrong_shape"], 1, "mat1 and mat2 shapes cannot be multiplied"),
@@ -96,7 +98,7 @@ def test_json_on_standard_output_is_json_alone(cli):
         (["run", "nowhere.py"], 2, "no file 'nowhere.py'"),
         (["run", "-m", "nowhere"], 2, "no module 'nowhere'"),
         (["run", "-m", "no.where"], 2, "no module 'no.where'"),
-        (["run", "--numerics", "fast", "model.py"], 2, "numerics='fast' is not a level; allowed: 'exact', 'finite', 'algebraic'"),
+        (["run", "--numerics", "fast", "model.py"], 2, f"numerics='fast' is not a level; allowed: {ALLOWED}"),
         (["run", "--report", "no/such/out.html", "model.py"], 2, "the folder of 'no/such/out.html' does not exist"),
         (["run", "--json", "-", "model.py"], 2, "--json -: standard output is the script's; a file is allowed"),
         (["run"], 2, "the following arguments are required: SCRIPT.py"),

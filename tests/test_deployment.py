@@ -12,7 +12,7 @@ import ste_compile
 from ste_compile import __main__ as command_line
 
 from .against_eager import seed
-from .compare import assert_same_bits
+from .compare import ALLOWED, assert_same_bits
 from .spellings import SPELLINGS
 from .test_equivalence import _check
 
@@ -229,7 +229,7 @@ def test_exact_removes_nothing_and_says_what_would_be():
     "program, numerics, error, message",
     (
         (nn.Linear(2, 2), "finite", TypeError, "program must be a torch.export.ExportedProgram or .*GraphModule, got Linear"),
-        (None, "best", ValueError, "numerics='best' is not a level; allowed: 'exact', 'finite', 'algebraic'"),
+        (None, "best", ValueError, f"numerics='best' is not a level; allowed: {ALLOWED}"),
         (torch.fx.symbolic_trace(lambda x: x + 1), "finite", TypeError, r"program has no fake value \(meta\['val'\]\) for add"),
     ),
 )

@@ -227,7 +227,7 @@ def test_complex_values(spelling, backend, numerics):
     """Given complex tensors, whose kernels are eager's own also under Inductor, each site cancels, or is left and says why. Broken
     by: taking no notice of how Inductor decomposes a complex sum (`_complex_sum`); seen to fail."""
     spelling = BY_NAME[spelling]
-    removed = (spelling.needs == "finite" and numerics != "exact") or numerics == "algebraic"
+    removed = spelling.needs in LEVELS[numerics].removes
     args = [torch.randn(2, 3, dtype=torch.complex64, requires_grad=True) for _ in range(2)]
     with ste_compile.collect() as recorder:
         ours = torch.compile(spelling.fn, backend=backend, options={"numerics": numerics})(*args)
