@@ -81,7 +81,7 @@ def _visit(walk: Walk, node: Node) -> None:
         walk.plain.add(node)
     elif zeros:
         walk.forms[node] = form
-        walk.sites[node] = _exact_site(walk, node, parts, zeros[0])
+        walk.sites[node] = _exact_site(walk, node, parts, zeros)
     elif cancelled and any(_has_no_gradient(walk, number) for number, _ in cancelled):
         walk.rounded |= form.sites
         walk.apparent[node] = Form(residual, form.sites | {node})
@@ -123,7 +123,7 @@ def _beside_zero(walk: Walk, node: Node) -> list[tuple[float, Any]]:
     """What a node adds up that adds a product to its first argument, where a factor of the product is zero."""
     operator = operator_of(node.target)
     zeros = [each for index in operator.product for each in node.args[index : index + 1] if each in walk.zeros]
-    return [(1, node.args[0]), (1, zeros[0])] if zeros and operator.only(node) else []
+    return [(1, node.args[0]), *((1, zero) for zero in zeros)] if zeros and operator.only(node) else []
 
 
 def _has_no_gradient(walk: Walk, number: int) -> bool:
@@ -170,13 +170,14 @@ def _negates(node: Node) -> bool:
     return node.target is aten.neg.default
 
 
-def _exact_site(walk: Walk, root: Node, parts: list[tuple[float, Any, Form]], zero: Node) -> Site:
-    coefficient, value, _ = next(part for part in parts if part[1] is not zero)
+def _exact_site(walk: Walk, root: Node, parts: list[tuple[float, Any, Form]], zeros: list[Node]) -> Site:
+    coefficient, value, _ = next(part for part in parts if part[1] not in zeros)
+    surrogates = tuple(dict.fromkeys(each for zero in zeros for each in walk.zeros[zero]))
     refusal = None if abs(coefficient) == 1 else Reason.SCALED.of(coefficient)
     tree = tuple(tree_of(root, lambda n: n in walk.zeros and is_arithmetic(n)))
     match = match_order(root, walk.values)
     order = match[0] if match else None
-    return Site(root, behind(value, is_marker), walk.zeros[zero], "finite", order, coefficient < 0, tree, refusal)
+    return Site(root, behind(value, is_marker), surrogates, "finite", order, coefficient < 0, tree, refusal)
 
 
 def _reassociating_site(walk: Walk, root: Node, residual: Form, cancelled: list[Term]) -> Site:

@@ -219,6 +219,17 @@ def test_a_cast_that_another_pass_changed_is_taken_as_it_is():
     assert (outcome.action, outcome.result.args[1].name, outcome.result.args[3]) == ("fused", "s_1", torch.float16)
 
 
+def test_a_cast_of_what_another_pass_changed_is_of_that():
+    """Given a surrogate that is of another dtype than when it was tagged. Broken by: `_ahead_of_last_cast` looking for it among the
+    casts of the tag; seen to fail."""
+    fn = lambda v, s: v + ((seed := s.to(torch.bfloat16)) - seed.detach())  # noqa: E731
+    graph = tagged(fn, torch.randn(4).bfloat16(), torch.randn(4))
+    surrogate = graph.find_nodes(op="placeholder")[1]
+    surrogate.meta["val"] = surrogate.meta["val"].double()
+    (outcome,) = fuse(graph)
+    assert (outcome.action, outcome.result.args[1], outcome.result.args[3]) == ("fused", surrogate, torch.bfloat16)
+
+
 def test_a_cast_from_whole_numbers_is_not_looked_behind():
     """Given a surrogate cast from integers, the operator casts no integers. Broken by: `cast_chain` going on to them."""
 

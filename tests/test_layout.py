@@ -52,6 +52,11 @@ class Gate(nn.Module):
         return x * x.mean((2, 3), keepdim=True).sigmoid()
 
 
+class Sum(nn.Module):
+    def forward(self, x):
+        return x.relu() + x.sigmoid()
+
+
 def norm(blocks=4, width=WIDTH):
     return nn.GroupNorm(blocks, width)
 
@@ -71,6 +76,7 @@ KEPT = {
     "blocks of one": ([conv(), norm(WIDTH)], [False]),
     "batch norm": ([conv(), nn.BatchNorm2d(WIDTH), nn.ReLU(), conv()], [False, False]),
     "layer norm": ([conv(), LayerNorm(WIDTH), conv()], [False, False]),
+    "sum of two": ([conv(), nn.ReLU(), Sum(), norm()], [False]),
     "no norm beside": ([conv(), nn.GELU(), conv(), nn.GELU(), conv(), norm()], [False, False, True]),
     "channel shuffle": ([conv(), Shuffle(), conv()], [False, False]),
     "no norm": ([conv(), nn.GELU(), conv()], [False, False]),

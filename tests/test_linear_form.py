@@ -21,6 +21,7 @@ from ste_compile.passes.linear_form import LIMIT, addends, atom, source
 from ste_compile.passes.nodes import COPIES, MARKERS, is_cast, is_pure
 from ste_compile.passes.operators import OPERATORS
 from ste_compile.passes.recognise import _visit
+from ste_compile.passes.values import _is_elementwise
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -135,6 +136,10 @@ def test_a_layout_is_part_of_a_value_where_a_reader_may_add_up_in_another_order(
     a, b = (call(graph, target, each, *args) for each in (turned, copied))
     number = number_values(graph).number
     assert number[turned] == number[copied] and (number[a] == number[b]) == same
+
+
+def test_what_is_no_aten_operator_may_add_up():
+    assert not _is_elementwise(torch.cond) and not _is_elementwise(operator.getitem) and _is_elementwise(aten.sin.default)
 
 
 def test_a_cast_changes_the_dtype_and_nothing_else():
@@ -343,6 +348,7 @@ def test_half_of_a_term_is_a_term():
     assert [site.needs for site in recognise(traced(lambda v, x: v + x / 2 - x.detach() * 0.5, 2))] == ["algebraic"]
     assert [site.needs for site in recognise(traced(lambda v, x: v + x / 1024 - x.detach() * 2**-10, 2))] == ["algebraic"]
     assert not recognise(traced(lambda v, x: v + x / 3 - x.detach() * (1 / 3), 2))
+    assert not recognise(traced(lambda v, x: v + x / 2.0**127 - x.detach() * 2.0**-127, 2))  # which is subnormal in fp32
     assert [site.needs for site in recognise(traced(lambda v, x: v / 0 + (x - x.detach()), 2))] == ["finite"]
     assert [site.needs for site in recognise(traced(lambda v, x: v + x / 3 - x.detach() / 3, 2))] == ["algebraic"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ste_compile.passes import cancel, fuse, recognise, tag
-from ste_compile.passes.memory import storages
+from ste_compile.passes.memory import Memory, Move, storages
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorException
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -138,3 +138,13 @@ def test_a_value_that_a_result_casts_back_is_copied_where_something_else_has_its
     copies = graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
     copies += graph.find_nodes(op="call_function", target=torch.ops.aten.add.Scalar)
     assert outcome.action == "cancelled" and len(copies) == (not computed)
+
+
+def test_a_result_that_moves_is_known_by_what_is_read_in_its_place():
+    """Broken by: `move` that leaves names where they were; seen to fail."""
+    graph = make_fx(lambda x: x.sin() + 1, tracing_mode="fake")(torch.ones(3)).graph
+    _, value, root, _ = graph.nodes
+    known = Memory(graph)
+    assert known.is_result(root) and not known.is_result(value)
+    assert known.move([Move(root, value, frozenset(storages(root)), frozenset(storages(value)))])
+    assert known.is_result(value) and not known.is_result(root) and not known.is_free(value)
