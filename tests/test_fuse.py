@@ -311,6 +311,26 @@ def test_a_product_is_rounded_ahead_of_its_sum_where_a_compiler_may_contract_the
 
 
 @pytest.mark.parametrize("cuda", (False, True))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
+@pytest.mark.parametrize("form", ("cast", "multiple"))
+def test_what_a_site_reads_through_a_cast_or_a_multiple_is_rounded(form, dtype, cuda):
+    """Given a product of 16 bits under either, it is rounded; one of 32 bits under a multiple alone, and on a GPU.
+
+    Broken by: `operands._rounded` taking a cast for a multiple, or either for neither; seen to fail."""
+
+    def fn(x, s, k):
+        value = (s * k).double() if form == "cast" else s * k * 0.5
+        return (x := x.to(value.dtype)) + (value - x).detach()
+
+    graph = tagged(fn, *tensors(dtype))
+    product = next(node for node in graph.nodes if node.target is aten.mul.Tensor)
+    (outcome,) = fuse(on_cuda(graph) if cuda else graph)
+    rounds = dtype is torch.bfloat16 or (cuda and form == "multiple")
+    assert outcome.why.reason is Reason.ONE_OPERATOR
+    assert [user.target is ROUNDED for user in product.users] == [rounds]
+
+
+@pytest.mark.parametrize("cuda", (False, True))
 def test_an_operand_without_dimensions_is_narrowed_as_eagers_kernels_do(cuda):
     """Given products and sums of a 16-bit tensor and a float32 one without dimensions, all are narrowed first, except, on a CPU,
     the second operand of a product. Broken by: a condition of `is_narrowed_first`; seen to fail."""
