@@ -299,6 +299,7 @@ ZERO_PRODUCTS = {
     "where": lambda h, s, k: h + torch.where(k > 0, s - s.detach(), 0.0),
     "where_either": lambda h, s, k: h + torch.where(k > 0, torch.zeros_like(s), s - s.detach()),
     "where_full": lambda h, s, k: h + torch.where(k > 0, s - s.detach(), torch.full((3, 3), -0.0)),
+    "where_full_like": lambda h, s, k: h + torch.where(k > 0, s - s.detach(), torch.full_like(k, 0.0)),
     "masked_fill": lambda h, s, k: h + (s - s.detach()).masked_fill(k > 0, 0),
     "masked_fill_tensor": lambda h, s, k: h + (s - s.detach()).masked_fill(k > 0, torch.zeros(())),
     "masked_scatter": lambda h, s, k: h + torch.zeros(3, 3).masked_scatter(k > 0, s - s.detach()),
@@ -320,6 +321,7 @@ NOT_ZERO = {
     "exp": lambda h, s, k: h + (s - s.detach()).exp(),
     "convolution_bias": lambda h, s, k: h + F.conv2d((s - s.detach())[None, None], k[None, None], k[0, :1], padding=1),
     "where_other": lambda h, s, k: h + torch.where(k > 0, s - s.detach(), k),
+    "where_full_like_one": lambda h, s, k: h + torch.where(k > 0, s - s.detach(), torch.full_like(s * 0.0, 1.0)),
     "where_below": lambda h, s, k: h + torch.where(k > 0, s - s.detach(), torch.full((3, 3), -1.0)),
     "where_zeros": lambda h, s, k: h + torch.where(k > 0, torch.zeros(3, 3), 0.0) + s.detach(),
     "masked_fill_one": lambda h, s, k: h + (s - s.detach()).masked_fill(k > 0, 1.0),
@@ -415,6 +417,11 @@ def test_no_form_is_longer_than_the_limit(monkeypatch):
 
     recognise(traced(model, 2))
     assert LIMIT // 2 < max(longest) <= LIMIT
+    half = range(LIMIT // 2 + 2)
+    long = lambda fn: lambda x: functools.reduce(operator.add, (getattr(x, fn)() * 3**i for i in half))  # noqa: E731
+    recognise(traced(lambda x, s: long("sin")(x) + long("cos")(x) + (s - s.detach()), 2))
+    assert max(longest) <= LIMIT
+    longest.clear()
     recognise(traced(lambda x: functools.reduce(operator.add, (x.sin() * 3**i for i in range(16))) + (x - x.detach()), 1))
     assert max(longest) == 16
 
