@@ -305,6 +305,7 @@ ZERO_PRODUCTS = {
     "masked_scatter": lambda h, s, k: h + torch.zeros(3, 3).masked_scatter(k > 0, s - s.detach()),
     "pad": lambda h, s, k: h + F.pad(s[:, :1] - s[:, :1].detach(), (1, 1)),
     "mean": lambda h, s, k: h + (s - s.detach()).mean(0),
+    "mean_of_one": lambda h, s, k: h + (s[:1, :1] - s[:1, :1].detach()).mean(),
     "addcmul": lambda h, s, k: torch.addcmul(h, k, s - s.detach(), value=3),
     "addmm": lambda h, s, k: torch.addmm(h, s - s.detach(), k, alpha=0.5),
     "baddbmm": lambda h, s, k: torch.baddbmm(h[None], k[None], (s - s.detach())[None]),

@@ -9,7 +9,7 @@ import torch
 from ste_compile.passes import Outcome, Reason, arithmetic, cancel, number_values, recognise
 from ste_compile.passes.levels import LEVELS
 from ste_compile.passes.linear_form import LIMIT, Form
-from ste_compile.passes.nodes import is_backward
+from ste_compile.passes.nodes import is_backward, is_made
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .graphs import name_of
@@ -387,3 +387,23 @@ def test_a_value_in_no_node_is_a_short_sum(monkeypatch, limit):
         return site.value is not None
 
     assert [found(count) for count in (limit - 2, limit - 1, limit)] == [True, True, False]
+
+
+def test_what_measures_the_error_of_a_site_without_a_gradient_leaves_it_alone_and_no_other():
+    """Given two sites whose surrogates are inputs without a gradient, of which one is read by a compensated sum.
+
+    Broken by: `_look_through` looking where no such site is read, or taking every site for one that is; seen to fail."""
+
+    def fn(x, y, q):
+        v = y.cos()
+        return ((x + v) - x.detach()) - v, x + (q.sin() - x).detach()
+
+    found = recognise(make_fx(fn, tracing_mode="fake")(*(torch.ones(4) for _ in range(3))).graph, ())
+    assert [site.refusal.reason for site in found] == [Reason.ERROR_IS_USED, Reason.NO_GRADIENT]
+
+
+def test_what_is_made_of_a_shape_has_no_gradient():
+    """Broken by: `is_made` asking one of its questions only; seen to fail."""
+    made = lambda x: (torch.rand(4), x.new_zeros(4), torch.rand_like(x), torch.arange(4.0))  # noqa: E731
+    graph = make_fx(lambda x: (*made(x), x.sin()), tracing_mode="fake")(torch.ones(4)).graph
+    assert [is_made(node) for node in graph.output_node().args[0]] == [True] * 4 + [False]
