@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from ste_compile.passes.defer import _after_tangents
 from ste_compile.passes.memory import storages
+from ste_compile.passes.meta import REGION
 from ste_compile.passes.nodes import is_matmul
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -96,6 +97,16 @@ def test_a_region_returns_what_stock_would_have_saved():
     ((_, region),) = regions(ours["backward"])
     returned = region.output_node().args[0]
     assert sorted([*sizes(returned), *sizes(saved(ours["forward"])), RESULT]) == sizes(saved(stock["forward"]))
+
+
+def test_a_region_is_marked_and_tangents_are_known():
+    """For reports, which count a region where it is called. Broken by: either not; seen to fail."""
+    backward = graphs(Model(conv_seed))["backward"]
+    ((_, region),) = regions(backward)
+    assert region.output_node().meta[REGION] is True
+    inputs = set(backward.graph.find_nodes(op="placeholder"))
+    found = [node.name for node in _after_tangents(backward.graph) & inputs]
+    assert found == [node.name for node in inputs if "tangents" in node.name] != []
 
 
 @pytest.mark.parametrize(

@@ -402,6 +402,17 @@ def test_what_measures_the_error_of_a_site_without_a_gradient_leaves_it_alone_an
     assert [site.refusal.reason for site in found] == [Reason.ERROR_IS_USED, Reason.NO_GRADIENT]
 
 
+def test_the_error_of_a_site_without_a_gradient_may_be_measured_by_its_value():
+    """Broken by: `_look_through` asking for what is left where nothing is; seen to fail."""
+
+    def fn(x, q):
+        q = q.sin()
+        return (x + (q - x).detach()) - q
+
+    *_, site = recognise(make_fx(fn, tracing_mode="fake")(torch.ones(4), torch.ones(4)).graph, ())
+    assert site.refusal.reason is Reason.ERROR_IS_USED
+
+
 def test_what_is_made_of_a_shape_has_no_gradient():
     """Broken by: `is_made` asking one of its questions only; seen to fail."""
     made = lambda x: (torch.rand(4), x.new_zeros(4), torch.rand_like(x), torch.arange(4.0))  # noqa: E731

@@ -49,6 +49,10 @@ def test_the_longest_path_decides(rules, paths, decides):
     assert (path, level) == (decides, rules.get(decides, "exact"))
 
 
+def test_rules_remove_what_one_of_their_levels_does():
+    assert not levels.check("exact").removes and levels.check({"a": "finite"}).removes
+
+
 def test_of_several_surrogates_the_level_that_promises_most_decides():
     rules = levels.check({"": "algebraic", "a": "finite", "b": "exact"})
     assert rules.deciding([["a"], ["c"]]) == ("a", "finite")
