@@ -17,10 +17,11 @@ from .values import Values
 
 @dataclass
 class Walk:
-    """What `recognise` knows of the nodes that it has seen. `forms` and `zeros` (node -> the terms that cancelled in it) are for
-    nodes that are no atoms; `sites` are by their root. `poisoned` are sites whose rounding error is used, `rounded` are sites
-    that may be rounded on purpose by what reads them; `plain` are nodes in which a term cancelled within one spelling. `apparent`
-    are the forms that nodes would have if the sites that are refused for want of a gradient had cancelled."""
+    """What `recognise` knows of the nodes that it has seen. `forms` and `zeros` (node -> the surrogates that cancelled in it)
+    have no entry for an atom. `sites` has each site by its root. `poisoned` are sites whose rounding error is used; `rounded` are
+    sites that their readers may round on purpose. `plain` are nodes in which a term cancelled within one spelling, or only
+    numbers cancelled, or all terms did. `apparent` are the forms that nodes would have if the sites refused because they have no
+    gradient had cancelled."""
 
     values: Values
     differentiable: Container[Node] | None = None
@@ -72,8 +73,8 @@ def holder(walk: Walk, root: Node, residual: Form) -> tuple[Any, bool]:
 
 
 def rest(walk: Walk, tree: tuple[Node, ...], cancelled: list[Term]) -> Sum | None:
-    """What the arithmetic of a site adds up besides the surrogates, each node once, as a sum that no node holds. None where it is
-    no such sum, or where a partial sum is used elsewhere too: code that measures a rounding error also uses the rounded sum."""
+    """What the arithmetic of a site adds up besides the surrogates, as a `Sum` of nodes with coefficient 1 or -1 and of numbers.
+    None where it is no such sum, or where a partial sum has another user: code that measures a rounding error has one."""
     inside, gone = set(tree), set(cancelled)
     if any(user not in inside for node in tree[1:] for user in node.users):
         return None
@@ -100,8 +101,8 @@ def rest(walk: Walk, tree: tuple[Node, ...], cancelled: list[Term]) -> Sum | Non
 
 
 def match_order(root: Node, values: Values) -> tuple[str, Node, Node] | None:
-    """(order, value, surrogate) where the arithmetic of `root` is one of the three, markers aside. It needs no markers, so it
-    also reads post-grad graphs, which have lost them."""
+    """(order, value, surrogate) where the arithmetic of `root` is one of the three orders of `ops.ORDERS`. Markers are looked
+    through but not needed, so that this also works on post-grad graphs, which have lost them."""
     number = values.number
     for (sign, outer), (inner_sign, inner) in _operands(root):
         for (c, a), (d, b) in _operands(inner):

@@ -36,10 +36,10 @@ def cancel(
 ) -> list[Outcome]:
     """Cancel, in place, the sites that `numerics` permits; returns an outcome for each site, in their order.
 
-    A site is rewritten whole or not at all: one whose rewrite fails is left, and its outcome has the error. What is random or
-    mutates in a surrogate stays in the forward (see `effects`), and where not `deferred`, so does all that the backward will read
-    of it. Where the compiler can keep nothing there (not `can_keep`, asked if a graph has any such node), every site of the graph
-    is left.
+    A site is rewritten whole or not at all: one whose rewrite fails is left, and its outcome has the error. The random and
+    mutating nodes of a surrogate stay in the forward (see `effects`). With `deferred=False`, so does everything of it that the
+    backward reads. `can_keep` tells whether the compiler can keep nodes in the forward. It is asked only if the graph has nodes
+    to keep; if it says no, every site of the graph is left.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ste_compile.passes import recognise
@@ -75,15 +75,15 @@ def _tried(failed: list[Exception], step: Callable[..., Any], *args: Any) -> Any
 
 
 def drop_assertions(graph: Graph) -> None:
-    """`torch.export` asserts, ahead of each cast, what it casts: it would keep a surrogate alive. It held of the fake values, and
-    Inductor checks it no more than that (2.13)."""
+    """Erase the assertions on tensor metadata that `torch.export` puts ahead of each cast: they would keep a surrogate alive.
+    They held for the fake tensors, and Inductor generates no code for them (2.13)."""
     for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
         graph.erase_node(node)
 
 
 def module_paths(site: Site) -> tuple[tuple[str, str], ...]:
-    """Of each surrogate of a site, the modules that decide on its level: that whose code the site is, and that which computes the
-    surrogate."""
+    """For each surrogate of a site, the paths of the two modules that decide on the level: the module whose code the site is, and
+    the module that computes the surrogate."""
     return tuple((module_path(site.root), module_path(uncast(surrogate))) for surrogate in site.surrogates)
 
 

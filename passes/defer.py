@@ -30,7 +30,8 @@ from .nodes import arg, aten, is_backward, is_matmul, is_pure, tensor
 from .regions import ChannelsLast, Part, forced, is_worth_it, make_region, parts_of
 from .rounding import ROUNDED_DTYPES
 
-# (a module with what a joint graph gets, that graph, how many of its results are the forward's) -> the two modules
+# (the module that holds a joint graph's attributes, the joint graph, how many of its results are the forward's)
+# -> the forward module and the backward module
 Partition = Callable[[GraphModule, Graph, int], tuple[GraphModule, GraphModule]]
 
 
@@ -82,10 +83,10 @@ def _after_tangents(graph: Graph) -> set[Node]:
 def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
     """A joint graph whose forward is what was `moved`: the partitioner decides on it which of these nodes are saved.
 
-    It holds no more than decides that. In it is whatever does not depend on a tangent, and the first nodes that do. To a minimum
-    cut these are the sink, whose edges lead nowhere; the partitioner's heuristics ask of them only whether they can be fused with
-    what they read. So whatever else they read is one and the same tangent here. What is computed from them, which is most of a
-    backward, is left out. So is an input that only gradients read: it would be saved in any case.
+    It holds only the nodes that can change that decision: those that do not depend on a tangent, and the first ones that do. To a
+    minimum cut these first ones are the sink; the partitioner's heuristics ask of them only whether they can be fused with what
+    they read. So a single tangent stands for whatever else they read. What is computed from them, which is most of a backward, is
+    left out. So is an input that only gradients read: it would be saved in any case.
     """
     graph = Graph()
     tangent = graph.placeholder("tangents_1")
@@ -99,9 +100,11 @@ def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
         elif node not in later and not (node.op == "placeholder" and later.issuperset(node.users)):
             copied[node] = graph.node_copy(node, copied.__getitem__)
     for node in graph.nodes:
-        node.meta.pop("recompute", None)  # a checkpoint's: it has been done, and kept is not for long
+        # A checkpoint's tag: the first partition has obeyed it, and what this one saves is short-lived.
+        node.meta.pop("recompute", None)
     ends = [copied[n] for n in backward.nodes if n in moved and tensor(n) is not None and not moved.issuperset(n.users)]
-    # A sum is one result that needs them all. To be a result itself would count as being stored, and so be cheaper to save.
+    # The one result is a sum of all `ends`. The partitioner takes a result for stored anyway: were each end one, to save it would
+    # seem cheaper than it is.
     result = ends[0]
     for end in ends[1:]:
         meta, result = result.meta, graph.call_function(aten.add.Tensor, (result, end))
@@ -111,8 +114,8 @@ def _joint(backward: Graph, moved: set[Node], later: set[Node]) -> Graph:
 
 
 def _joined(backward: GraphModule, later: set[Node], saved: set[Node], parts: list[Part]) -> GraphModule:
-    """The backward, with each region just ahead of its first reader. So is what is saved and in no region. The gradient of a
-    convolution that is contiguous is contiguous."""
+    """The backward, with each region just ahead of its first reader. A saved node that is in no region is placed likewise. Where
+    a convolution stays contiguous, the output gradient that its backward reads is made contiguous too."""
     graph = Graph()
     made = {node: graph.node_copy(node) for node in backward.graph.find_nodes(op="placeholder")}
     part_of = {node: part for part in parts for node in part.outputs}

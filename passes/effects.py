@@ -49,10 +49,10 @@ def keep(graph: Graph, before: dict[Node, None]) -> None:
     # A node of `before` may be gone from the graph: a cancelled site that read an input which is then mutated.
     missing = (before.keys() - effects(graph, all_of_it=True).keys()) & set(graph.nodes)
     readers = _readers_of_mutated(graph)
-    # Skip a pure node that only other missing nodes read: to hold those is to hold it.
+    # Skip a pure node that only other missing nodes read: holding those keeps it in the forward too.
     ends = [n for n in before if n in missing and (n in readers or not is_pure(n) or not missing.issuperset(n.users))]
     lost = [item for node in ends if (item := _tensor_of(graph, node))]
-    for node in readers.intersection(lost):  # else the partitioner recomputes it where it is cheap
+    for node in readers.intersection(lost):  # else the partitioner may recompute it in the backward, after the mutation
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
     if lost:
         for turn, node in enumerate(graph.nodes):

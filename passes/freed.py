@@ -1,8 +1,8 @@
 """Which nodes each site keeps alive: what cancelling it takes out of the forward.
 
-Reference counts over the part of the graph that the forward's outputs need. Cancelling a site hands its users to its value; what
-is then used by nobody is freed, and belongs to that site. A node two sites keep alive belongs to the one cancelled last, so that
-the amounts of all sites add up to the whole.
+This counts references in the part of the graph that the forward's outputs need. Cancelling a site hands its users to its value;
+what is then used by nobody is freed, and belongs to that site. A node that two sites keep alive belongs to the one that is
+counted last, so that the amounts of all sites add up to the whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def needed(graph: Graph, outputs: Collection[Node]) -> set[Node]:
 def freed(graph: Graph, sites: Sequence[Site], cancelled: Collection[int], outputs: Collection[Node]) -> dict[Node, int]:
     """Node -> index of the site that frees it from the forward, whose results are `outputs`; other nodes are not in it.
 
-    The sites whose indices are in `cancelled` come first, in `cancel`'s order, then those that another level would cancel.
+    The sites whose indices are in `cancelled` are counted first, then those that another level would cancel; in each group, the
+    last site of the graph comes first.
     Refused sites free nothing. The graph is not changed.
 
         >>> import torch

@@ -45,7 +45,8 @@ def tag(site: Site, key: Any = None) -> None:
     its surrogate, of which Inductor merges neighbours (`pointless_convert`, 2.11 to 2.15). `key` comes back in the outcome.
 
     A site whose rounding error is used is not marked: whatever measures the error may read the operands unrounded, from
-    Inductor's registers, and must read the same as the site. A matrix product rounds by itself."""
+    Inductor's registers, and must read the same as the site. Nor is a root that is a matrix product (`addmm`): its own kernel
+    rounds it."""
     if is_matmul(site.root) or (site.refusal and site.refusal.reason in UNMARKED):
         return
     casts = cast_chain(site.surrogates[0])[1] if site.surrogates else []
@@ -88,7 +89,8 @@ def fuse(graph: Graph) -> list[Outcome]:
 def _fuse_one(
     graph: Graph, root: Node, mark: dict[str, Any], match: tuple[str, Node, Node] | None, replaced: dict[Node, Node]
 ) -> tuple[Node, Why]:
-    """The node that holds the result now, and what was done. It is read by all but the graph's output: see `replaced`."""
+    """The node that holds the result now, and what was done. Every user reads that node, except the graph's output, for which
+    `replaced` gets an entry."""
     if fake(root).dtype not in FUSED_DTYPES:
         return root, Reason.OWN_KERNELS.of(fake(root).dtype)
     if layout := next((fake(n).layout for n in _operands(root, mark["shape"]) if fake(n).layout is not torch.strided), None):
@@ -148,7 +150,7 @@ def _holding(node: Any) -> Any:
 
 
 def _computed(node: Any) -> Any:
-    """The same, behind views too: Inductor renames a view, merges some and drops others (2.11 to 2.15), and none computes."""
+    """As `_holding`, and behind views too: Inductor renames, merges and drops views (2.11 to 2.15); a view computes nothing."""
     return behind(node, is_marker, is_copy, is_rounded, is_view)
 
 
@@ -217,9 +219,9 @@ def _round_all(graph: Graph, interior: dict[Node, list[Node]]) -> dict[Node, Nod
         node.replace_input_with(leaf, new)
     for node in interior:
         if is_narrow(node) and fake(node).device.type == "cpu" and is_number(node.args[0]):
-            # Eager's CPU kernels round a Python number in the first place; one in the second, and both on CUDA, they do not.
+            # Eager's CPU kernels round a Python number that is the first operand, not one that is the second; CUDA's round none.
             node.update_arg(0, torch.tensor(node.args[0], dtype=fake(node).dtype).item())
-        if contracts(node) and node.target is aten.neg.default:  # which Triton computes as 0 - x, and that of 0 is 0
+        if contracts(node) and node.target is aten.neg.default:  # Triton computes it as 0 - x: +0 for +0, not -0
             node.target, node.args = aten.mul.Tensor, (*node.args, -1)
     for node, result in results.items():
         node.replace_all_uses_with(result, delete_user_cb=partial(_reads_besides, result))

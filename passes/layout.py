@@ -23,11 +23,11 @@ thread (64x32x32x32, bf16, AVX-512, torch 2.13), in ns for each element:
 
 A convolution itself wants channels-last: contiguous, oneDNN reorders what it reads and writes, which costs 0.7 to 0.8 ns for each
 element of its input and output, forward and backward together, whether it is 3x3, depthwise or 1x1. A channel shuffle does not
-pay for that, nor a group norm in float32, whose loop runs over blocks and is vectorised (steps of 0.84 of stock's for 0.94). A
-group norm in 16 bits does, unless the convolution's other side is many times larger (`WORTH`), where oneDNN has convolutions in
-these bits: with AVX-512, whether it has instructions for bfloat16 or not (0.85 for 0.96). ATen's own convolution, which a CPU
-without it is left with, takes eight times as long contiguous. On a GPU nothing changes: there cuDNN wants channels-last, and the
-loop costs the same in both.
+pay for that, nor a group norm in float32, whose loop runs over blocks and is vectorised (steps of 0.84 of stock's instead of
+0.94). A group norm in 16 bits does, unless the convolution's other side is many times larger (`WORTH`), and only where oneDNN has
+convolutions in 16 bits: on CPUs with AVX-512, with or without instructions for bfloat16 (0.85 instead of 0.96). A CPU without
+AVX-512 uses ATen's own convolution, which takes eight times as long contiguous. On a GPU nothing changes: there cuDNN wants
+channels-last, and the loop costs the same in both.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ REDUCTIONS = (aten.var_mean.correction, aten.sum.dim_IntList, aten.mean.dim)
 
 
 def stay_contiguous(graph: Graph, laid_out: set[Node], dtypes: Collection[torch.dtype]) -> set[Node]:
-    """Exchange the convolutions of `dtypes` that are better contiguous, in place. Returns the images that are contiguous for it.
+    """Replace, in place, the convolutions of `dtypes` that are better contiguous by `ste_compile.convolution`. Returns the nodes
+    that are contiguous because of it. An *image* is a node with a 4-dimensional tensor.
 
-    `laid_out` is what the compiler would lay out channels-last. It looks for `aten.convolution`, so that the exchanged ones keep
-    the layout of what they read.
+    `laid_out` are the nodes that the compiler would lay out channels-last. For that it looks for `aten.convolution`, so that the
+    replaced ones keep the layout of what they read.
     """
     convolutions = graph.find_nodes(op="call_function", target=aten.convolution.default)
     slow = [node for node in convolutions if node in laid_out and fake(node).device.type == "cpu" and fake(node).dtype in dtypes]
@@ -78,7 +79,8 @@ def _size(image: Node) -> int:
 
 
 def _groups(graph: Graph) -> dict[Node, Node]:
-    """The first of the images that are computed from each other element by element, each from one: they are in one layout."""
+    """Image -> the first image of its group. A group are images computed one from the other, element by element, with no other
+    image of that shape as input: all of them are in one layout."""
     group: dict[Node, Node] = {}
     for node in graph.nodes:
         if not _is_image(node):

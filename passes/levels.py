@@ -3,16 +3,16 @@
 | level | the forward value of a site | removes |
 |---|---|---|
 | `exact` | bit for bit eager's, on the same inputs: NaN, Inf, the sign of zero, overflow of a cast, every rounding | nothing |
-| `finite` | `==` eager's where what cancels is finite after its cast, as is what multiplies it | what cancels exactly, `t - t'` |
+| `finite` | `==` eager's where what cancels, cast, and its factors (1 / a divisor) are finite | what cancels exactly, `t - t'` |
 | `algebraic` | the value the estimator stands for, no further from eager's than eager's own rounding | also `x + (q - x)'` |
 
 Gradients follow from the same formulas at every level. (A NaN is a NaN: IEEE 754 leaves its sign and payload open, and so do
 eager's vectorised kernels.)
 
 Each module may have its own level: `{"": "exact", "encoder.quantizer": "algebraic", "seeds.*": "finite"}`. A key is a path of
-`named_modules()`, of the module and all inside it; `*` is any part of one name between dots; "" is all there is. A site is in the
-module whose code it is, and in that which computes its surrogate: the longest key that matches either decides. Where a site has
-several surrogates, the level that promises most does.
+`named_modules()`, of the module and all inside it; `*` is any part of one name between dots; "" is the whole model. A site
+belongs to two modules: the one whose code it is, and the one that computes its surrogate. The longest key that matches either
+decides. Where a site has several surrogates, the one of their levels that promises most decides.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Rules:
         return max((level for _, level in self.rules), key=RANK.__getitem__)
 
     def deciding(self, terms: Iterable[Collection[str]]) -> tuple[str, Numerics]:
-        """The rule for a site; `terms` are, of each of its surrogates, the paths of the modules that it is in."""
+        """The rule for a site. `terms` has, for each of its surrogates, the two module paths that count (`module_paths`)."""
         if not self.by_module:
             return self.rules[0]
         found = [max((rule for rule in self.rules if _matches(rule[0], paths)), key=_length) for paths in terms]
@@ -125,13 +125,13 @@ class Unmatched(ValueError):
 
 
 def check_matched(rules: Rules, paths: Iterable[str]) -> None:
-    """Raise `Unmatched` where a rule matches none of the paths of all sites there are."""
+    """Raise `Unmatched` where a rule matches no site; `paths` are the module paths of all sites."""
     if words := unmatched(rules, paths):
         raise Unmatched(words)
 
 
 def unmatched(rules: Rules, paths: Iterable[str]) -> str:
-    """Which rules match none of the paths of all sites there are, in words; "" where there is none."""
+    """Which rules match no site, in words; "" where every rule matches one. `paths` are the module paths of all sites."""
     known = sorted(set(paths))
     missing = ", ".join(repr(path) for path, _ in rules.rules if path and not _matches(path, known))
     where = f"the sites are in {', '.join(map(repr, known))}" if known else "there are no sites"

@@ -19,7 +19,7 @@ A term that cancels only after reassociation must have a gradient to carry, whic
     computed in any other way          taken to have one: an inference graph cannot tell, and a training graph of the same
                                        model must not answer otherwise
 
-`t - t'` is zero in IEEE arithmetic, whatever `t` is, and needs none.
+`t - t'` is zero in IEEE arithmetic, whatever `t` is, and needs no gradient.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _complex_sum(node: Node) -> list[Addend]:
 
 
 def source(node: Node) -> Node:
-    """What a node is a view, a cast, a copy or a multiple of, or differs from by a number; or else the node itself."""
+    """The node of which this one is a view, a cast, a copy or a multiple, or to which it adds a number; else the node itself."""
     found: Node = behind(node, _is_multiple, is_cast, is_view)
     return found
 
@@ -123,7 +123,7 @@ def atom(values: Values, argument: Any) -> Form:
 
 def combine(values: Values, parts: list[tuple[float, Any, Form]], marked: bool) -> tuple[Form, bool]:
     """The form of a sum of (coefficient, argument, form), behind one more marker where `marked`; and whether a term cancelled
-    within one spelling. (A number has but one.)"""
+    within one spelling in a way that shows a rounding error being measured (`_rounds`). A Python number has only one spelling."""
     if len(set().union(*(form.terms for _, _, form in parts))) > LIMIT:
         parts = [(c, a, form if len(form.terms) <= LIMIT // 2 else atom(values, a)) for c, a, form in parts]
     terms: dict[Term, Counts] = {}
@@ -142,9 +142,9 @@ def combine(values: Values, parts: list[tuple[float, Any, Form]], marked: bool) 
 
 
 def _rounds(term: Term, counts: Counts) -> bool:
-    """Whether a term that cancels within one spelling (`counts` is what is left of it) shows an algorithm that measures rounding
-    errors. It does not where the rest of the term cancels between spellings: `(x + x') - (x' + x'')` is a value against itself.
-    A number that goes altogether does not either: alone it may be a magic constant, which `recognise` looks for itself."""
+    """Whether a term that cancels within one spelling shows an algorithm that measures rounding errors. `counts` is what is left
+    of the term. It does not where the rest of the term cancels between spellings: `(x + x') - (x' + x'')` is a value minus
+    itself. Nor does a Python number of which nothing is left: it may be a magic constant, which `recognise` checks for itself."""
     return bool(counts) if term[0] < 0 else not counts or sum(counts.values()) != 0
 
 

@@ -93,7 +93,7 @@ class Memory:
             if isinstance(node, Node):
                 self._hold(node, position)
         self.of_inputs = frozenset[Any]().union(*map(storages, inputs))
-        # In a joint graph the backward may have any value saved: as one more result of the forward, which is cut from it.
+        # The partitioner may save any value of a joint graph for the backward. It then is one more result of the forward graph.
         self.may_save = any(map(is_backward, inputs))
 
     def _hold(self, node: Node, name: str | int) -> None:
@@ -111,8 +111,9 @@ class Memory:
         return not (self.may_save or any(self.held.get(storage) for storage in storages(node)))
 
     def is_cast_back(self, root: Node, value: Node) -> bool:
-        """Whether a result casts `root`, in the place of which `value` will be read, back to what `value` was cast from, and may
-        not be in the memory of that. Inductor drops both casts and returns it as it is (`pointless_convert`, 2.11 to 2.15)."""
+        """Whether a cast back would make a result alias another tensor. `value`, which will be read in the place of `root`, is a
+        cast of some `origin`; a result casts `root` back to the dtype of `origin`, and must not be in its memory. Inductor drops
+        both casts and returns `origin` itself (`pointless_convert`, 2.11 to 2.15)."""
         origin: Node = behind(value, is_cast)
         if origin is value or self.is_free(origin):
             return False

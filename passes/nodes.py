@@ -24,7 +24,7 @@ MARKERS = (aten.detach.default, aten.alias.default)
 COPIES = (aten.clone.default,)
 # These give the elements of their input in its order, and may copy them.
 RESHAPES = (aten.reshape.default, aten._unsafe_view.default, aten._reshape_copy.default)
-# A cast may carry a device, a layout or a memory format beside the dtype: `is_cast` looks at what it did.
+# These may also be given a device, a layout or a memory format: `is_cast` compares the devices.
 CASTS = (prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype)
 # Operators that a matrix unit or a library does, not a generated kernel.
 MATMULS = {
@@ -99,7 +99,7 @@ def is_copy(node: Node) -> bool:
 
 
 def is_cast(node: Any) -> bool:
-    """Whether a node changes the dtype of its input and nothing else."""
+    """Whether a node is a cast that leaves its input on its device. The dtype may be the input's own."""
     if not isinstance(node, Node) or node.target not in CASTS:
         return False
     source, result = tensor(node.args[0]), tensor(node)
@@ -131,9 +131,9 @@ def module_stack(node: Node) -> list[str]:
 
 
 def is_backward(node: Node) -> bool:
-    """Whether a node of a joint graph belongs to the backward by what AOTAutograd says of it. Of its inputs the tangents do: it
-    tags them too (2.11 to 2.15). By name alone they would also be found in an inference graph, whose inputs have any name; by tag
-    alone, all inputs of a nested region that was partitioned in a backward."""
+    """Whether a node of a joint graph belongs to the backward, by the tag that AOTAutograd gives it. Of the graph's inputs only
+    the tangents do (AOTAutograd tags them too, 2.11 to 2.15). They are known by name and tag: the name alone may be that of any
+    input of an inference graph, and the tag alone is on all inputs of a nested region that was partitioned in a backward."""
     if node.op == "placeholder" and "tangents" not in str(node.target):
         return False
     return str(node.meta.get("partitioner_tag", "")).endswith("backward")
@@ -152,7 +152,7 @@ def is_pure(node: Node) -> bool:
 
 
 def _draws_nothing(node: Node) -> bool:
-    """Whether a random operator draws nothing: attention without dropout. It has the tag all the same (2.11 to 2.15)."""
+    """Whether an operator tagged as random draws nothing: attention has that tag also without dropout (2.11 to 2.15)."""
     if node.is_impure(impure_random=False) or not isinstance(node.target, OpOverload):
         return False
     names = [each.name for each in node.target._schema.arguments]

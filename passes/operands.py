@@ -28,7 +28,7 @@ def rounded_operand(graph: Graph, reader: Node, operand: Node, made: list[Node])
 
 
 def rounded_inside(graph: Graph, reader: Node, operand: Node, made: list[Node]) -> Node:
-    """The same for a reader that rounds its operands itself: what they are casts and multiples of is rounded."""
+    """As `rounded_operand`, for a reader that rounds its operands itself: only what their casts and multiples read is rounded."""
     return _rounded(graph, reader, operand, made, lambda node: False)
 
 
@@ -39,7 +39,8 @@ def _may_miss_a_rounding(node: Node) -> bool:
 
 
 def _rounded(graph: Graph, reader: Node, node: Node, made: list[Node], rounds: Callable[[Node], bool]) -> Node:
-    """Views are made anew, on what is rounded: a rounded copy of an expanded tensor would have other strides."""
+    """`node`, rounded where `rounds` says so. A view is not rounded but made again, on its rounded base: a rounded copy of an
+    expanded tensor would have other strides."""
     new, below = node, _below(node)
     if below is not None:
         inside = rounds if is_view(node) else is_narrow if is_cast(node) else _may_miss_a_rounding

@@ -25,11 +25,12 @@ Addend = tuple[float, Any]  # (coefficient, node or Python number)
 
 @dataclass(frozen=True)
 class Operator:
-    """`adds` gives what an operator adds up, from its arguments; None for an atom. The other fields are about zeros, by position
-    of an argument: the result is zero if one of `zero` is and the others are finite, or if all of `every` are; it is the first
-    argument if one of `product` is zero. `only` is what else must hold of the node. `inside`: where a zero goes through this
-    operator to its site, the operator is part of the site's arithmetic, as each that adds up is; a site that is not cancelled is
-    fused with all of its arithmetic."""
+    """`adds` gives what an operator adds up, from its arguments; it is None for an atom. The other fields are about zeros, by the
+    position of an argument. The result is zero if one of `zero` is zero and the others are finite (and a divisor is not zero), or
+    if all of `every` are zero. The result is the first argument if one of `product` is zero and the other factor is finite.
+    `only` is what else must hold of the node. `inside`: where a zero goes through this operator to its site, the operator belongs
+    to the site's arithmetic, as every operator with `adds` does. A site that is not cancelled is fused with all of its
+    arithmetic."""
 
     adds: Callable[..., list[Addend]] | None = None
     zero: tuple[int, ...] = ()
@@ -49,7 +50,7 @@ def _multiplied(a: Any, b: Any) -> list[Addend]:
 
 
 def _divided(a: Any, b: Any) -> list[Addend]:
-    """By a power of two: to divide by another number is not to multiply by its inverse, to the bit."""
+    """Only a division by a power of two is a scale: any other is not, to the bit, a multiplication by the inverse."""
     exact = is_number(b) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < 2.0**100
     return [(1 / b, a)] if exact else []
 
@@ -89,7 +90,7 @@ def _is_whole(node: Node) -> bool:
     return bool(node.kwargs.get("beta", 1) == 1) and all(map(is_number, node.kwargs.values()))
 
 
-# What makes a tensor of one number -> the position of that number; None: it is zero.
+# An operator that fills a tensor with one number -> the position of that argument, or None where the number is zero.
 _FILLED = {
     aten.full.default: 1,
     aten.full_like.default: 1,

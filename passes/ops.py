@@ -1,11 +1,11 @@
-"""The fused operator: a straight-through site as one value, with the rounding of eager's three kernels.
+"""The custom operators. The fused one is a straight-through site as one value, with the rounding of eager's three kernels.
 
 `ste_compile::straight_through(value, surrogate, order, dtype=None)` is `order` evaluated with v = `value` and
 s = `surrogate.to(dtype)`. `ste_compile::rounded(x)` is a copy of `x`; compiled, it forces `x` to its own dtype where Inductor
 would hand on an fp32 register, or a GPU's compiler a product that is not rounded. `ste_compile::after(value, effects)` is a copy
-of `value`, made once `effects` are there. `ste_compile::convolution(...)` is `aten::convolution` of contiguous tensors, which
-Inductor's layout optimisation does not know for a convolution. The passes insert them after autograd; importing this module
-registers them, with their rules for DTensors, and nothing else.
+of `value`, made after `effects`. `ste_compile::convolution(...)` is `aten::convolution` of contiguous tensors; Inductor's layout
+optimisation does not recognise it as a convolution. The passes insert these operators after autograd. Importing this module
+registers them, with rules for DTensors (except for `convolution`), and nothing else.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class Why:
 
 @dataclass(frozen=True)
 class Sum:
-    """A value that no node of a graph holds: what is left of `(v + s + b) - s'` is v + b. `addends` are (sign, node), what is
-    added first, and then perhaps Python numbers."""
+    """A value that no node of a graph holds: what is left of `(v + s + b) - s'` is v + b. `addends` are pairs (sign, node),
+    those with sign 1 first; pairs (sign, Python number) may follow."""
 
     addends: tuple[tuple[int, Any], ...]
 
@@ -126,8 +126,8 @@ class Refused(Exception):
 
 
 class Mismatch(Refused):
-    """A rewrite that a reader would have seen, found by the check that follows each, and undone. None should be: strict mode
-    raises it."""
+    """A rewrite after which a reader would have seen a difference. The check that follows each rewrite found it, and the rewrite
+    was undone. This should never happen: strict mode raises it."""
 
     def __init__(self, what: str) -> None:
         super().__init__(Reason.UNDONE.of(what))

@@ -97,8 +97,9 @@ def _visit(walk: Walk, node: Node) -> None:
 
 def _look_through(walk: Walk, node: Node, parts: list[tuple[float, Any, Form]]) -> None:
     """Note whether a sum uses the rounding error of a site that is refused because it has no gradient. The linear form takes such
-    a site for an atom; here its readers are seen as if it had cancelled. One whose error is used must not be fused: its operands
-    would be rounded, those of its readers would not, and the error would be larger than stock's."""
+    a site for an atom; here a sum that reads it is looked at as if the site had cancelled. A site whose rounding error is used
+    must not be fused: the site would read rounded operands, its readers unrounded ones, and the error would be larger than with
+    stock."""
     if any(a in walk.apparent for _, a, _ in parts):
         form, plain = combine(walk.values, [(c, a, walk.apparent.get(a, form)) for c, a, form in parts], is_marker(node))
         if plain or (form.cancelled() and not form.residual()):
@@ -120,7 +121,8 @@ def _zeros_in(walk: Walk, node: Node) -> list[Node]:
 
 
 def _beside_zero(walk: Walk, node: Node) -> list[tuple[float, Any]]:
-    """What a node adds up that adds a product to its first argument, where a factor of the product is zero."""
+    """For a node that adds a product to its first argument (`addmm`): that argument and the factors that are zero, as addends.
+    Empty where no factor is zero."""
     operator = operator_of(node.target)
     zeros = [each for index in operator.product for each in node.args[index : index + 1] if each in walk.zeros]
     return [(1, node.args[0]), *((1, zero) for zero in zeros)] if zeros and operator.only(node) else []
@@ -137,8 +139,8 @@ def _has_no_gradient(walk: Walk, number: int) -> bool:
 
 
 def _near_miss(walk: Walk, root: Node) -> Site | None:
-    """A sum written as an estimator that is none to the linear form: reported, and left alone. Its value adds up the surrogate
-    itself, in `(v - s)' + s`, or its halves are apart."""
+    """A sum that is written like an estimator but in which the linear form finds no site. It is reported, and left alone. Either
+    its value adds up its own surrogate, in `(v - s)' + s`, or a view or a rounding cast stands between its halves."""
     if {behind(each, is_marker) for each in root.all_input_nodes if is_marker(each)} & walk.plain:
         match = match_order(root, walk.values)
         if match and match[0] == "(v - s) + s":

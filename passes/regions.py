@@ -15,7 +15,7 @@ from .new_nodes import emit
 from .nodes import ancestors, arg, aten, fake, is_matmul, is_pure, prims, tensor
 from .ops import ops
 
-ChannelsLast = Callable[[GraphModule], set[Node]]  # the nodes of a graph that the compiler will lay out so
+ChannelsLast = Callable[[GraphModule], set[Node]]  # the nodes of a graph that the compiler will lay out channels-last
 
 
 @dataclass(eq=False)
@@ -76,8 +76,8 @@ def is_worth_it(part: Part) -> bool:
 
 
 def make_region(backward: GraphModule, part: Part, channels_last: ChannelsLast, dtypes: Collection[torch.dtype]) -> None:
-    """Give a part a module of its own, in which convolutions of `dtypes` may stay contiguous (see `layout`). Not where a result
-    will have symbolic strides, which cannot be forced."""
+    """Give a part a module of its own, in which convolutions of `dtypes` may stay contiguous (see `layout`). The part gets none
+    where the layout of a result has to be forced and its strides are symbolic."""
     graph = Graph()
     copied: dict[Node, Node] = {}
     for node in part.inputs:

@@ -63,8 +63,8 @@ def replace_with_value(rewrites: Rewrites, root: Node, value: Any, negated: bool
     """Let every user of `root` read `value` (a node before it, or a Python number) instead. Roots come in graph order. Where
     `value` was itself replaced, its stand-in is read: along a chain of sites each reader moves only once.
 
-    Returns the node they read now. Raises `Refused`, with the graph as it was, where no equal stand-in can be built, and
-    `Mismatch` where the one that was built turns out to be seen.
+    Returns the node they read now. Raises `Refused` where no equal stand-in can be built, and `Mismatch` where the check of the
+    stand-in finds a difference that a reader would see; either way the graph is as it was.
 
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> traced = make_fx(lambda h, s: (h + s).relu())(torch.ones(2), torch.ones(2))
@@ -227,8 +227,8 @@ def _would_alias(memory: Memory, root: Node, value: Node) -> bool:
 
 
 def _move_views(nodes: Iterable[Node], viewed: dict[Node, Any]) -> None:
-    """Give the views of a replaced node fake values in the memory that they now view: this module's rule on aliasing reads it
-    there, and so does Inductor's. `viewed` gets their old values."""
+    """Give the views of a replaced node new fake tensors, in the storage that they now view: this module's check of shared memory
+    and Inductor's both read the storage of a fake tensor. `viewed` gets the old fake tensors."""
     for node in nodes:
         viewed[node] = node.meta["val"]
         node.meta["val"] = fake_value(node, tensor(node.all_input_nodes[0]))

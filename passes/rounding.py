@@ -23,8 +23,8 @@ def is_narrow(node: Node) -> bool:
 
 
 def is_narrowed_first(node: Node, leaf: Node) -> bool:
-    """Whether a 0-dim operand of another dtype is rounded to the result's before it is used. Eager's kernels do so; but the CPU's
-    leave the second operand of a product or quotient as it is, and CUDA's what is on the CPU (2.11 to 2.15)."""
+    """Whether eager rounds a 0-dim operand of another dtype to the result's dtype before using it. It does, but CPU kernels
+    do not round the second operand of a product or quotient, nor CUDA kernels an operand that is on the CPU (2.11 to 2.15)."""
     narrow, wide = fake(node), fake(leaf)
     if not (wide.ndim == 0 < narrow.ndim and wide.dtype != narrow.dtype in ROUNDED_DTYPES and wide.device == narrow.device):
         return False
@@ -37,8 +37,8 @@ def contracts(node: Node) -> bool:
 
 
 def may_be_product(node: Node) -> bool:
-    """Whether `node` may be computed by a multiplication that a GPU's compiler can contract with the sum that reads `node`. Not
-    what is read from memory or has been `settled`, nor a sum of such."""
+    """Whether `node` may be computed by a multiplication that a GPU's compiler can contract with the sum that reads `node`. It is
+    not where `node` is an input of the graph or a result of `rounded` or `straight_through`, nor where it is a sum of these."""
     base = behind(node, is_view, is_cast)  # which multiply nothing
     operands = [each for each in base.args if isinstance(each, Node)] if base.target in SUMS else [base]
     return not all(_is_settled(behind(each, is_view, is_cast)) for each in operands)

@@ -21,7 +21,8 @@ Placements = list[tuple[list[Any], list[Any]]]
 
 
 def pointwise(*args: Any) -> Placements:
-    """A shard of the broadcast result needs that shard of each input; all of one that has not the dimension, or is expanded."""
+    """A shard of the broadcast result needs the same shard of each input, but all of an input that lacks the dimension or is
+    expanded along it."""
     from torch.distributed.tensor import Replicate, Shard
 
     inputs = [each for each in args if hasattr(each, "placements")]

@@ -1,4 +1,4 @@
-"""What is left of a graph where something stands in a node's place: results are exchanged, and what nobody reads is dropped."""
+"""Clean up a graph after nodes were replaced: let it return the stand-ins, and drop what nobody reads any more."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .nodes import is_pure
 
 
 def return_instead(graph: Graph, replaced: dict[Node, Node]) -> set[Node]:
-    """Let the graph return what is `replaced` by what; returns the nodes dropped, which nobody reads now."""
+    """Exchange the graph's results by `replaced` (node -> its stand-in); returns the nodes dropped, which nobody reads now."""
     output = graph.output_node()
     output.args = map_arg(output.args, lambda node: replaced.get(node, node))
     dropped: set[Node] = set()
     for node in replaced:
-        if node not in dropped:  # by another that read it
+        if node not in dropped:  # with an earlier one that read it
             dropped |= drop_unused(graph, node)
     return dropped
 

@@ -7,8 +7,8 @@ Two numberings are made in one walk. They differ only in how they see a detach m
     number    s1 == s2 == d == e            the same value
     spelling  s1 == s2, but d and e differ  the same value, reached through the same markers
 
-A copy into another layout is the same value, and so is what is computed from it element by element. An operator that adds
-elements up does so in the order in which they lie: what it makes of two layouts differs in the last bits, and has two numbers.
+A copy into another layout is the same value, and so is what is computed from it element by element. An operator that sums
+elements does so in their order in memory: its results for two layouts differ in the last bits, and get two numbers.
 
 A term that cancels between two spellings is what makes a straight-through estimator; a term that cancels within one
 spelling (`k - k`) is arithmetic the user asked for.
@@ -78,7 +78,7 @@ def _is_elementwise(target: Any) -> bool:
 
 
 def _layout(node: Node) -> Any:
-    """The strides of a tensor where they are seen; None where it has none."""
+    """The strides of a tensor, without those of dimensions of size 1, which no operator sees; None where it has no strides."""
     value = tensor(node)
     if value is None or value.layout is not torch.strided:
         return None

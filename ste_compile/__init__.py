@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "rewrite", "ste_forward", "testing"]
 
-# Where each of the others is, to be imported when it is first asked for: they need torch._dynamo, which takes a second or two. A
-# model that calls `ste_forward` does without, and `backend="ste"` is found by its name (an entry point).
+# The other public names, and the module of each, imported when the name is first asked for: they need torch._dynamo, which takes
+# a second or two to import. A model that only calls `ste_forward` does not need it. torch finds `"ste"` by an entry point.
 _MODULES = {
     "Report": "inspection.report",
     "backend": "backends",

@@ -189,7 +189,7 @@ def _check_folder(path: str | Path) -> None:
 
 
 def _check_files(paths: Iterable[Path], page: Path | None) -> None:
-    """Now, and not after minutes of compiling."""
+    """Check that the files can be written, before minutes of compiling."""
     for path in paths:
         _check_folder(path)
     if page:
@@ -236,7 +236,7 @@ def _explain(parsed: argparse.Namespace) -> int:
 
 
 def _diff(report: Report) -> str:
-    """Of each forward and inference graph with sites: as stock hands it to Inductor, against ours."""
+    """A diff of each forward and inference graph with sites: stock's, as handed to Inductor, against ours."""
     lines: list[str] = []
     for graph in report.graphs:
         texts = {view.name: [line.text for line in view.lines] for view in graph.views}

@@ -72,7 +72,8 @@ def compile_with(
 
 @contextlib.contextmanager
 def from_dynamo(gm: GraphModule, recorders: Sequence[record.Recorder] = (), *, marks: bool = True) -> Iterator[None]:
-    """Around the compilation of a graph from Dynamo: what that graph alone shows is marked, and told to `recorders`."""
+    """Around the compilation of a graph from Dynamo, for what no later graph shows: mark its detaches (`marking`), and let the
+    records say which inputs are parameters. `recorders` record what is compiled inside."""
     if marks:
         guarded(mark, gm)
     with record.compiling(gm, recorders):
@@ -102,7 +103,7 @@ def ste(
 
 
 def _named(numerics: Numerics) -> Callable[..., Any]:
-    """The backend of a level as a function, which torch can register: it writes to what it registers (2.11 to 2.15)."""
+    """A level's backend as a function: torch sets an attribute on what it registers (2.11 to 2.15), and `Backend` is frozen."""
 
     def compile_at_level(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         return Backend(levels.check(numerics))(gm, example_inputs, **kwargs)
@@ -162,11 +163,11 @@ def ste_aot_eager(
 
 
 def interpreted(gm: GraphModule) -> Callable[..., Any]:
-    """The graph as it is, node by node."""
+    """A function that runs the graph as it is, node by node."""
     return boxed(lambda args: torch.fx.Interpreter(gm).boxed_run(args))
 
 
 def boxed(run: Callable[[list[Any]], Any]) -> Callable[..., Any]:
-    """A function of a list of arguments, which it may empty, marked as one for AOTAutograd."""
+    """Mark `run` for AOTAutograd as a boxed function: it takes one list of arguments, and may empty it."""
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

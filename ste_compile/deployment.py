@@ -47,9 +47,9 @@ def rewrite(program: Program, *, numerics: Levels = "finite") -> tuple[Program, 
 
     Returns:
         The new program, and a `Report` that says of each site what was done and, where it was left, why. The program has the
-        inputs, outputs and dynamic dimensions that it had. Of the parameters, buffers and constants of an exported one, those are
-        gone that only a removed surrogate read. It is functional, as `program.run_decompositions({})` is; other operators are
-        those it had. Sites in the branches of `torch.cond` and the like are removed too, but what is passed to a branch stays.
+        inputs, outputs and dynamic dimensions that it had. An exported program loses the parameters, buffers and constants that
+        only removed surrogates read. It is functional, as `program.run_decompositions({})` is; its other operators are those it
+        had. Sites in the branches of `torch.cond` and the like are removed too, but what is passed to a branch stays.
 
     Raises:
         ValueError: `numerics` is not a level, or has a key that is no module path or that matches no site.
@@ -108,7 +108,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     for each in subgraphs(module):
         drop_assertions(each.graph)  # those in an autocast region assert the dtypes outside of it (torch 2.13)
         each.recompile()
-        if each is not module:  # run node by node, each hands its place in the source on
+        if each is not module:  # node by node: new nodes then keep their places in the source
             each.forward = Interpreter(each).run
     functional: ExportedProgram = _with_graph(program, module, program.graph_signature).run_decompositions({})
     return functional
@@ -132,7 +132,7 @@ def _with_graph(
 
 
 def _holding(spec: OutputSpec, node: Any) -> OutputSpec:
-    """What the signature says of a result, of the node that holds it now."""
+    """The signature's entry for a result, with the name of the node that holds the result now."""
     return replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, Node) else spec
 
 
@@ -161,12 +161,12 @@ def _in_every_graph(module: GraphModule, rules: Rules) -> Report:
     for each in subgraphs(module):
         _rewrite(each.graph, rules, recorder)
         each.recompile()
-    graphs = recorder.report().graphs  # the last is the whole; of the others, those with sites are shown
+    graphs = recorder.report().graphs  # the last is the program's own graph; of the others, those with sites are shown
     return Report(str(rules), str(torch.__version__), (*(each for each in graphs[:-1] if each.sites), *graphs[-1:]))
 
 
 def _rewrite(graph: Graph, rules: Rules, recorder: record.Recorder) -> None:
-    dead: set[Node] = set()  # what nobody reads would keep a surrogate
+    dead: set[Node] = set()  # erased: what nothing reads would count as a reader of a surrogate
     for node in [*graph.nodes][::-1]:
         if node not in dead:
             dead |= drop_unused(graph, node)
@@ -188,8 +188,8 @@ def _with_gradient(graph: Graph) -> set[Node]:
 
 
 def _let_go(graph: Graph) -> None:
-    """Take out what `cancel` put in to hold random and mutating operators in their place: in such a program they run because they
-    are there, and in the order in which they stand."""
+    """Take out what `cancel` put in to hold random and mutating operators in their place. A program that Inductor does not
+    compile runs every node of its graph, in the graph's order, and needs no such thing."""
     for node in graph.find_nodes(op="call_function", target=ops.after.default):
         value: Any = node.args[0]
         lost: Any = node.args[1]

@@ -1,7 +1,7 @@
 """The passes in Inductor's own hooks.
 
     joint_custom_pre_pass      joint (training) or inference graph, markers still there: recognise, cancel, tag
-    custom_partitioner_fn      stock's partitioner, or the user's; then the backward's deferred forward in regions
+    custom_partitioner_fn      stock's partitioner, or the user's; then `defer`: regions for what moved to the backward
     post_grad_custom_pre_pass  every graph that is compiled: fuse what was tagged
 
 Inductor's caches keep working: a pass's `uuid` hashes this package's sources and the level.
@@ -172,8 +172,8 @@ class PostGradPass(_torch.CustomGraphPass):
 
 
 def _uuid() -> bytes | None:
-    """A hash of everything that decides what the passes do to a graph. None where somebody watches them: it keeps the graph out
-    of the caches, since no pass runs on a graph that comes from one."""
+    """A hash of everything that decides what the passes do to a graph. None, which keeps the graph out of the caches, where
+    a recorder without `with_caches` is watching: no pass runs on a graph that comes from a cache."""
     if not all(recorder.with_caches for recorder in record.watchers(dump.recorders())):
         return None
     return _identity()

@@ -4,7 +4,7 @@ Inductor holds 16-bit values in fp32 registers and rounds them when it stores. H
 first, and every intermediate to the dtype that eager gives it. A rounding is left out where it changes nothing: a value that was
 stored is rounded already; `s - s` is 0, or NaN where `s` rounds to no finite number; and `v + 0` is as rounded as `v`. The seed
 is read in its own dtype, so that there is no copy for the cast, no difference and no buffer beside the result. On a GPU an
-operand that may be a product is `settled` first: the compiler would round it only together with the sum that reads it.
+operand that may be a product is `settled` first: else the compiler makes one FMA of it and the sum, which rounds only once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ OVERFLOWS = 1 + 2**-9 + 2**-18  # an fp32 number times this overflows if and onl
 
 @dataclass(eq=False)
 class _Value:
-    """An Inductor value, in the dtype in which Inductor computes `dtype`. `held` is the value rounded to `dtype`: `round` rounds
-    it, once somebody asks; without a `round` it is rounded already. `zero`: it is 0 or NaN."""
+    """A value inside a kernel, of which eager's dtype is `dtype`; Inductor holds 16-bit ones in fp32. `held` is the value rounded
+    to `dtype`, by `round`, when it is first read. Without a `round`, `unrounded` is rounded already. `zero`: it is 0 or NaN."""
 
     unrounded: Any
     dtype: torch.dtype

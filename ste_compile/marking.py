@@ -41,14 +41,14 @@ def mark(gm: GraphModule) -> None:
 
 
 def _mark(graph: Graph) -> bool:
-    """Whether anything was marked."""
+    """Mark one graph, in place. Returns whether anything was marked."""
     set_enabled, enter_inference, exit_inference = _torch.gradient_switches()
     marked = False
     without: set[Node] = set()  # what was computed without gradients
     off = False
     entered: dict[Node, bool] = {}  # the call that entered inference mode -> whether gradients were off before
     order = {node: index for index, node in enumerate(graph.nodes)}
-    readers: dict[Node, list[Node]] = {}  # of what was computed without, those that compute with gradients
+    readers: dict[Node, list[Node]] = {}  # value computed without gradients -> its readers with gradients
     for node in order:
         if node.target is set_enabled:
             off = not node.args[0]
@@ -71,9 +71,9 @@ def _mark(graph: Graph) -> bool:
 
 
 def detach(value: Node, readers: Iterable[Node], names: set[Node], order: dict[Node, int]) -> bool:
-    """Let `readers` read `value`, which they know by `names`, behind a `detach`. Nothing is changed where the value is no
-    floating-point tensor, or requires a gradient after all, as an in-place operator may make it do. (A write through the `detach`
-    writes to the value itself.)"""
+    """Have `readers` read `value.detach()` in the place of `value`, or of any other node in `names`, which hold the same tensor.
+    Nothing is changed where the value is no floating-point or complex tensor, or where it requires a gradient after all, as an
+    in-place operator may make it do. (A reader that writes to the detached tensor writes to the value itself, as before.)"""
     tensor = value.meta.get("example_value")
     later = sorted({reader for reader in readers if reader.op != "output"}, key=order.__getitem__)
     if not later or not isinstance(tensor, torch.Tensor) or tensor.requires_grad:

@@ -52,7 +52,7 @@ def inductor_options(
 
 
 def passes_of(options: Mapping[str, Any] | None) -> Chain | None:
-    """The joint passes in options of Inductor, or else in its config, where this package's is among them; else None."""
+    """The joint passes that `options` sets, or else Inductor's config. None where this package's pass is not among them."""
     found = [*_flatten((options or {}).get(JOINT, getattr(_torch.inductor_config, JOINT)))]
     return Chain(found) if any(isinstance(each, JointPass) for each in found) else None
 

@@ -1,7 +1,7 @@
 """`python -m ste_compile run`: the passes in every `torch.compile` of a script that goes to Inductor, and one table at its end.
 
-`torch.compile` itself is wrapped, to know what was asked for; Inductor's entry is, to have the passes run on what goes there. The
-script's output, exit code and signals, and Inductor's caches, are as they would be.
+`torch.compile` is wrapped, to know what the script asked for. Inductor's entry is wrapped too, to add the passes to each graph
+that gets there. The script's output, exit code and signals, and Inductor's caches, are as they would be without us.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _compiling: ContextVar[bool] = ContextVar("ste_compile_run_compiling", default=F
 
 
 class Run:
-    """What a process compiles from now on. `files` are what to write the report to, each with how: `Report.to_json`, ...
+    """Records what this process compiles from now on. `files`: where to write the report -> how to write it, as `Report.to_json`.
 
     They are written after each compilation and at the end, so that a process that is killed leaves what was found until then.
     The table is printed on standard error: by rank 0 alone, in a distributed job, where each rank writes files of its own."""
@@ -72,7 +72,7 @@ class Run:
         return report if report.graphs else replace(report, numerics=str(self.rules))
 
     def end(self, why: str = "") -> None:
-        """Print the table and write the files. Nothing in a process that the script forked."""
+        """Print the table and write the files. In a process that the script forked, do nothing."""
         if os.getpid() != self.process:
             return
         self._ending.close()
@@ -84,7 +84,8 @@ class Run:
                 print(summary.render(report, self.calls, self.lost, why, unmatched), file=sys.stderr, flush=True)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Where another handler calls this one, that decides what happens next."""
+        """The handler of SIGTERM: write everything, then end the process. Where a handler that the script has installed since
+        calls this one, only write: that handler decides what happens next."""
         self.end("terminated by SIGTERM")
         atexit.unregister(self.end)
         if signal.getsignal(number) == self._terminated:
@@ -92,12 +93,12 @@ class Run:
             os.kill(os.getpid(), number)
 
     def _forked(self) -> None:
-        """A worker that the script starts is terminated as it would be."""
+        """In a process that the script forked, SIGTERM does what it does by default."""
         if signal.getsignal(signal.SIGTERM) == self._terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _asked(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """In the place of `torch.compile`."""
+        """Called in the place of `torch.compile`, `stock`: note the call, and pass it on."""
         if not self.calls:
             _torch.compiled_by(self._compile)
         caller = sys._getframe(1)
@@ -109,7 +110,8 @@ class Run:
         return stock(*args, **kwargs)
 
     def _compile(self, stock: Callable[..., Any], gm: GraphModule, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """In the place of Inductor's entry, which calls itself again, once with each option set."""
+        """Called in the place of Inductor's entry, `stock`. That calls itself again after it has set options; only the outermost
+        call adds the passes."""
         name = _torch.compile_id()
         if _compiling.get() or not name:
             return stock(gm, inputs, *args, **kwargs)
@@ -132,7 +134,7 @@ class Run:
         return compiled
 
     def _write_if_cheap(self) -> None:
-        """Write the files, in no more than a tenth of the time."""
+        """Write the files, but not so often that it takes more than a tenth of the time."""
         ended, took = self._written
         if time.monotonic() - ended > 9 * took:
             self._write()
@@ -168,7 +170,7 @@ class _Seen:
             kept.keep(*self.kept, graphs)
 
     def compiled(self, name: str) -> None:
-        """The forward is there. Where no pass has seen it, it came from a cache."""
+        """Called when the forward has been compiled. If no pass has seen it, it came from a cache."""
         if any(graph.parts for graph in self.graphs.values()):
             return
         self.served = True

@@ -1,4 +1,4 @@
-"""Try each hook on a tiny graph, on a torch newer than any that was read: a name may be there and mean something else.
+"""Try each hook on a tiny graph, on a torch newer than `NEWEST`: a private name may be there, and mean something else.
 
 Run once a process, ahead of the first compile. Nothing is generated or run: Inductor lowers and schedules, which takes a second
 or two. What fails is a feature that this process does without (`_torch.can`), or, for the operators' lowering, the one error.
@@ -38,7 +38,7 @@ def _plain(h: Tensor, s: Tensor) -> tuple[Tensor]:
 
 
 def attempt(name: str, fn: Callable[..., Any], numerics: Numerics, train: bool, *shapes: tuple[int, ...]) -> None:
-    """Have the passes rewrite a function's graph, and Inductor lower what they make of it, in which `name` must be."""
+    """Have the passes rewrite a function's graph, and Inductor lower the result. A node whose name holds `name` must be in it."""
     lowering.register()
     inputs = _torch.fake_inputs(*shapes)
     graphs: tuple[GraphModule, ...]
@@ -67,7 +67,7 @@ TRIALS = {
 
 
 def check() -> None:
-    """`_torch.check`, after the trials on a torch newer than any that was read."""
+    """`_torch.check`. On a torch newer than `NEWEST` also run the trials, and check once more."""
     _torch.check()
     minor = [int(number) for number in torch.__version__.split(".")[:2]]
     if minor > [int(number) for number in _torch.NEWEST.split(".")]:

@@ -13,10 +13,10 @@ scheduling   Inductor's layouts, kernels, and their order
 logs         graph breaks, and the artifacts of TORCH_TRACE
 run          for `python -m ste_compile run`
 testing      for `ste_compile.testing` and `ste_compile.trial`
-cuda_code    the code for a GPU that is not there, and
-pretended_cuda   what is asked of it: for `ste_compile.testing.gpu`, which alone imports them
+cuda_code        the code that Inductor generates for a GPU that is not there
+pretended_cuda   the answers of that GPU; only `ste_compile.testing.gpu` imports these two
 
-A name that moves between versions of torch is mended here. What one feature needs is imported in the function that uses it, and
+Differences between versions of torch are dealt with here. What one feature needs is imported in the function that uses it, and
 only after `can` has found it; so are Inductor's lowerings, which take seconds to import. A module that uses this package calls
 `_torch.name`, through this namespace: tests replace a name here.
 """

@@ -26,16 +26,17 @@ def compilation() -> Any:
 def context() -> Any:
     """The `TracingContext` of the graph from Dynamo that is being compiled. It is the same object when its backward is compiled
     later, on another thread, and is freed once no part of that graph can be compiled any more. None outside a compilation, and on
-    a torch without it."""
+    a torch that lacks what reports need."""
     return torch._guards.TracingContext.try_get() if can("reports") else None
 
 
 def partition_again(root: GraphModule, joint_graph: Graph, results: int) -> tuple[GraphModule, GraphModule]:
-    """(forward, backward) of a graph of both that AOTAutograd did not make, by torch's min-cut partitioner. The first `results`
-    outputs are the forward's. The user's memory budget does not count here: the graph that this is a part of has met it."""
+    """Partition a joint graph that AOTAutograd did not make into (forward, backward), by torch's min-cut partitioner. The first
+    `results` outputs are the forward's. The user's memory budget does not apply here: the partition of the whole graph, of which
+    this is a part, has met it."""
     from torch.fx._lazy_graph_module import _LazyGraphModule
 
-    joint = _LazyGraphModule(root, joint_graph)  # a GraphModule would generate its code three times, and none runs (2.11 to 2.15)
+    joint = _LazyGraphModule(root, joint_graph)  # a GraphModule would generate code three times that never runs (2.11 to 2.15)
     with functorch_config.patch(activation_memory_budget=1.0):
         return min_cut_rematerialization_partition(joint, (), num_fwd_outputs=results)
 
@@ -52,7 +53,8 @@ def forward_outputs(graph: Graph) -> list[Node]:
 
 
 def saved(graph: Graph) -> list[Node]:
-    """What a partitioned forward graph keeps for the backward, while it is compiled: its results after those the user gets."""
+    """What a partitioned forward graph saves for the backward: its results after the forward's own. Known only while the graph is
+    compiled."""
     context = torch._guards.TracingContext.try_get()
     outputs: Any = graph.output_node().args[0]
     if context is None or context.fw_metadata is None or isinstance(outputs, Node):  # a higher-order operator's graph

@@ -32,9 +32,9 @@ class Launch:
 @dataclass(frozen=True)
 class CudaCode:
     """The module that Inductor generates for a graph. `kind` is "forward", "backward" or "inference". `arguments` name what its
-    `call` is given: a parameter or buffer of the model by its name, an input of it "input 0", a result of the forward "result 0",
-    what else the backward is given "tangent"; `results` counts what it returns. `cuda_graphs` are the reasons for which no CUDA
-    graph is made of it, under a mode that would; None under any other."""
+    `call` is given: a parameter or buffer of the model by its name, an input of the model as "input 0", a result of the forward
+    as "result 0", and any other tensor as "tangent"; `results` counts what it returns. Under a mode that asks for CUDA graphs,
+    `cuda_graphs` are the reasons for which none is made of it; under any other mode it is None."""
 
     kind: str
     source: str
@@ -95,11 +95,11 @@ def _storage(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def _captured(found: list[CudaCode], names: dict[int, str]) -> Iterator[None]:
-    """Note each graph's code in the place of loading it. What stands for the loaded module gives empty results."""
+    """Note each graph's code instead of loading it. In the place of the loaded module is one that returns fake tensors."""
     from torch._inductor import output_code
     from torch._inductor.graph import GraphLowering
 
-    kept: list[Any] = []  # a storage that is freed may come back as another's
+    kept: list[Any] = []  # storages are told apart by address: a freed one's may be given to another
     launches: list[Launch] = []
     reasons: list[tuple[str, ...] | None] = []  # of each graph
 

@@ -33,7 +33,7 @@ def cut_indices(gm: GraphModule) -> frozenset[int]:
     if context is None or context.ddp_optimizer_ctx is None:
         return frozenset()
     inputs = gm.graph.find_nodes(op="placeholder")
-    return frozenset(i for i, node in enumerate(inputs) if "grapharg" not in node.meta)  # which Dynamo's own inputs have
+    return frozenset(i for i, node in enumerate(inputs) if "grapharg" not in node.meta)  # Dynamo's own inputs have one
 
 
 def backward_is_traced() -> bool:
@@ -43,7 +43,8 @@ def backward_is_traced() -> bool:
 
 
 def recompiling() -> contextlib.AbstractContextManager[None]:
-    """A function may be compiled as often as it is called inside: before torch 2.13 it is one more recompile each time."""
+    """Inside, the same code may be compiled any number of times: the limits on recompiles are raised. (Before torch 2.13 each
+    `compiled_apart` of it counts as one more recompile.)"""
     patched: contextlib.AbstractContextManager[None] = dynamo_config.patch(
         recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16
     )
@@ -66,7 +67,7 @@ def compiled_apart(fn: Callable[..., Any], backend: Callable[..., Any]) -> Calla
 
 
 def uncompiled(fn: Any) -> Any:
-    """What `torch.compile` or `Module.compile` was given, where `fn` is what it returned or changed; else `fn`."""
+    """The original of `fn`, where `torch.compile` returned `fn` or `Module.compile` changed it; else `fn` itself."""
     if isinstance(fn, torch.nn.Module):
         fn = getattr(fn, "_orig_mod", fn)
         return fn._call_impl if getattr(fn, "_compiled_call_impl", None) is not None else fn
@@ -83,8 +84,8 @@ def buckets(gm: GraphModule, cap: int) -> list[tuple[int, set[str]]]:
     """How DDPOptimizer would cut a graph from Dynamo, first part first: of each bucket the bytes of its parameters, and the names
     of its nodes. `cap` is DDP's `bucket_bytes_cap`.
 
-    It notes the buckets, then cuts, at which it fails here: what it is given has the nodes of a graph, and is none (2.11 to
-    2.15)."""
+    DDPOptimizer notes the buckets before it cuts the graph. The cut fails here, since it is given no `GraphModule` but a stand-in
+    with the same nodes; the buckets are known by then (2.11 to 2.15)."""
     from torch._dynamo.backends.distributed import DDPOptimizer
 
     backend: Any = lambda *args, **kwargs: None  # noqa: E731

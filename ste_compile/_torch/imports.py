@@ -1,7 +1,7 @@
 """The private names that every backend needs, imported with the package.
 
 Where this torch lacks one of them the package imports all the same: a model may call `ste_forward` in eager, which needs none.
-`LACKING` then says what is missing, and `names.check` raises it when a backend is called. Until then the names are stand-ins.
+`LACKING` then says what is missing, and `names.check` raises it when a backend is called. The names are placeholders then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ except ImportError as error:
 else:
     LACKING = ""
 
-# Base classes of this package's, needed by one feature each ("regions", and `ste_compile.testing`).
+# Base classes of classes in ste_compile, each needed for one thing alone: the feature "regions", and `ste_compile.testing`.
 try:
     from torch._inductor.custom_graph_pass import CustomPartitionerFn
 except ImportError:

@@ -28,8 +28,8 @@ def graph_break_reason(file: str, line: int) -> str:
 
 
 def break_in_words(reason: str, inside: str = "") -> str:
-    """What Dynamo met, followed by `inside`, and its explanation: of the text it gives as a reason, without the hints and debug
-    output. "" if there is no text."""
+    """Dynamo's reason for a graph break in words: what it met, followed by `inside`, and its explanation, without the hints and
+    debug output of that text. "" if there is no text."""
     lines = [text.strip() for text in reason.strip().splitlines()]
     for what, explanation in pairwise(lines):
         if explanation.startswith("Explanation: "):

@@ -73,8 +73,8 @@ def settled(ops: Any, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """`x`, a number of `dtype`, behind an instruction that changes no number, so that no compiler knows it for a product.
 
     LLVM and ptxas make one FMA of a product and the sum that reads it, and the product is not rounded. For CUDA the instruction
-    adds -0.0: ptxas contracts no addition with `.rn`, but looks through a `mov`; `libdevice.add_rn` would flush subnormals. For
-    AMD there is LLVM alone, which does not look into inline assembly: an empty one will do."""
+    adds -0.0: ptxas contracts no addition with `.rn`, but looks through a `mov`; `libdevice.add_rn` would flush subnormals. On
+    AMD there is only LLVM, which does not look into inline assembly: an empty statement is enough."""
     if device.type != "cuda" or inductor_config.cuda_backend != "triton":
         return x
     wide = dtype == torch.float64

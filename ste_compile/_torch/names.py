@@ -165,7 +165,7 @@ failed: dict[str, str] = {}
 
 def check(names: Sequence[str] = SETTINGS) -> None:
     """Raise a `RuntimeError` where this torch is too old, lacks one of `imports` or of `names`, or failed to lower this package's
-    operators. Called ahead of what would fail then."""
+    operators. To be called before anything that needs them."""
     lacking = LACKING or next(filter(None, map(_missing, names)), "")
     said = f", which lacks a private name: {lacking}" if lacking else f", which {failed['']}" if "" in failed else ""
     if said or TorchVersion(torch.__version__) < OLDEST:

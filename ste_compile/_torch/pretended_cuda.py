@@ -100,7 +100,7 @@ def pretended_cuda() -> Iterator[None]:
 
 
 def _on_cpu(deduce: Callable[..., Any]) -> Callable[..., Any]:
-    """Inductor's folding of constants, which makes them on their device, on the CPU."""
+    """Inductor's constant folding creates a constant on its device to learn its value. This lets it do so on the CPU."""
 
     def deduced(self: Any, node: Any) -> Any:
         kwargs = node.kwargs

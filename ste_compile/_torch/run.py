@@ -12,7 +12,7 @@ from .imports import inductor_config
 
 def compiled_by(compile_graph: Callable[..., Any]) -> None:
     """Have `compile_graph(compile_fx, gm, inputs, **kwargs)` called, from now on, in the place of Inductor's entry, `compile_fx`.
-    Whatever goes to Inductor looks that up in its module when a graph is to be compiled (2.11 to 2.15)."""
+    Whoever hands a graph to Inductor looks that function up in its module each time (2.11 to 2.15)."""
     from torch._inductor import compile_fx as module
 
     module.compile_fx = functools.wraps(module.compile_fx)(functools.partial(compile_graph, module.compile_fx))

@@ -29,9 +29,9 @@ def channels_last(gm: GraphModule) -> set[Node]:
 
 
 def contiguous_dtypes() -> tuple[torch.dtype, ...]:
-    """In which dtypes Inductor's loops over blocks of channels are slow channels-last (from 2.13), and oneDNN's convolutions are
-    not slow contiguous; none if the user had all laid out that can be. 2.11 goes over the channels of a block in a loop of its
-    own, and vectorises it."""
+    """The dtypes in which a convolution beside a group norm may be faster contiguous than channels-last, on a CPU. In these,
+    Inductor's loops over blocks of channels are slow channels-last (from 2.13: 2.11 vectorises them over a block's channels), and
+    oneDNN's convolutions are not slow contiguous. There are none where the user forces the layout optimisation."""
     from torch._inductor.utils import is_mkldnn_bf16_supported, is_mkldnn_fp16_supported
 
     slow = TorchVersion(torch.__version__) >= "2.13" and not inductor_config.force_layout_optimization
@@ -83,7 +83,7 @@ def kind_of(lowering: Any) -> str:
 
 def run_after(x: Any, effects: Sequence[Any], turn: str) -> None:
     """Have the scheduler run `effects`, and the calls that draw random numbers or mutate for them, before it computes `x`, though
-    nothing else reads their results. Both are Inductor values.
+    nothing else reads their results. `x` and `effects` are Inductor's values.
 
     Inductor may drop a generated kernel among `effects`: its effect was that of the calls it reads, such as the one that takes
     seeds from the generator. So it is the calls that are kept. They run in the order of `node.meta[turn]`."""
@@ -105,7 +105,7 @@ def run_after(x: Any, effects: Sequence[Any], turn: str) -> None:
     name = V.graph.register_buffer(reader, set_name=True)
     V.graph.register_operation(reader)
     V.graph.additional_buffer_deps[x.data.data.get_operation_name()].add(name)
-    # 2.11 moves a random operator next to what reads it: chain the calls to their order.
+    # Torch 2.11 moves a random operator next to what reads it: make each call wait for the one before.
     origins = [(each.get_origin_node(), each) for each in V.graph.operations if isinstance(each, ir.FallbackKernel)]
     turns = [(node.meta[turn], each) for node, each in origins if node is not None and turn in node.meta]
     for (_, earlier), (_, later) in itertools.pairwise(sorted(turns, key=lambda each: each[0])):

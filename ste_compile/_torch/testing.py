@@ -16,13 +16,13 @@ from .names import SETTINGS, TESTING, check
 
 @contextlib.contextmanager
 def compiling_alone() -> Iterator[None]:
-    """Settings under which a compiled function can be compared with eager. Nothing is taken from a cache, so every pass runs. No
-    limit on recompiles makes Dynamo fall back to eager. Under Inductor random operators draw eager's numbers, and 16-bit results
-    are rounded where eager rounds them.
+    """Settings under which a compiled function can be compared with eager. Nothing is taken from a cache, so every pass runs.
+    No limit on recompiles is reached, at which Dynamo would fall back to eager. Under Inductor random operators draw eager's
+    numbers, and 16-bit results are rounded where eager rounds them (`emulate_precision_casts`).
 
-    Without the last, Inductor rounds only between the kernels that it fuses: a graph and the same graph with other kernels differ
-    by a last bit, which a quantiser makes a step. On a GPU that setting also forbids FMAs, and with them hides what `settled`
-    prevents: there only the generated code shows it."""
+    Without that setting Inductor rounds only where a kernel stores. The same graph fused in another way then differs by a last
+    bit, of which a quantiser makes a whole step. On a GPU the setting also forbids FMAs, and so hides what `settled` prevents:
+    only the generated code shows that."""
     check((*SETTINGS, *TESTING))
     with (
         functorch_config.patch(enable_autograd_cache=False),

@@ -21,7 +21,7 @@ figures         amounts of work and memory, and how they are said
 text            `print(report)`; tables with rich, and plain lines without
 summary         the same for `run`: one row for each line of code
 page            `report.to_html()`: page.html.j2, page.css and page.js; needs pygments
-drawing         the drawing in it of what is around a site
+drawing         the page's drawing of the nodes around a site
 
 For the user, called by `ste_compile.explain` and the command line:
 
@@ -33,7 +33,7 @@ edits           what a finder is given, and returns
 without_use     a graph from Dynamo without a use of a value
 target          what the command line's `explain` names, loaded
 progress        a line on the terminal meanwhile
-kept            what was found, beside Inductor's caches, for a run that they serve
+kept            stores what was found beside Inductor's caches, for a `run` whose graphs come from them
 
 `text` and `page` are imported when they are needed: what they need is the extra `ste-compile[report]`, and slow to import.
 """

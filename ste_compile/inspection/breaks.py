@@ -1,4 +1,5 @@
-"""Where Dynamo stopped, why, and what runs in eager for it. Without it a model that is not compiled looks like one without sites.
+"""Where Dynamo stopped, why, and what runs in eager because of it. Without this list, a model that is not compiled would look
+like one without sites.
 
 graph_breaks    all breaks of what is compiled in a block so far, read off three places:
                     each break        the log that TORCH_LOGS=graph_breaks prints: a place and a reason
@@ -38,14 +39,14 @@ def break_before(stack: Sequence[Frame]) -> Break | None:
 
 @contextlib.contextmanager
 def graph_breaks() -> Iterator[Callable[[], tuple[Break, ...]]]:
-    """Inside the block and after it, a function that returns each break so far of what Dynamo compiled in the block."""
+    """Yields a function that returns all breaks so far in what Dynamo compiled in the block, also when called after it."""
     if not _torch.can("breaks"):
         yield tuple
         return
     found: dict[tuple[str, int], Break] = {}
     utils = _torch.dynamo_utils()
     limit = utils._compilation_metrics.maxlen or 0
-    utils.set_compilation_metrics_limit(1 << 20)  # it keeps the last 64 (2.11 to 2.15)
+    utils.set_compilation_metrics_limit(1 << 20)  # by default torch keeps the last 64 (2.11 to 2.15)
     metrics, reasons = len(utils.get_compilation_metrics()), len(utils.graph_break_reasons)
     ended = False
 
@@ -64,7 +65,7 @@ def graph_breaks() -> Iterator[Callable[[], tuple[Break, ...]]]:
 
 
 def _read(reasons: Sequence[Any], metrics: Sequence[Any], found: dict[tuple[str, int], Break]) -> None:
-    """Frames that Dynamo gave up, and the rest of those that it did not resume."""
+    """Add the frames that Dynamo gave up, and those that it did not resume after a break."""
     for stop in reasons:
         if stop.reason == "step_unsupported" and stop.user_stack:  # Dynamo's word for a break after which it does not resume
             frame = stop.user_stack[-1]
@@ -92,7 +93,7 @@ def _function(name: str, rest: bool = False) -> str:
 
 @contextlib.contextmanager
 def _logged(found: dict[tuple[str, int], Break]) -> Iterator[None]:
-    """Read Dynamo's log of graph breaks; it is printed if it was to be printed, and not otherwise."""
+    """Read Dynamo's log of graph breaks. Whether that log is printed does not change."""
 
     class Reader(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

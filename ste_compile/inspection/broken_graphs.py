@@ -1,5 +1,5 @@
-"""Surrogates that Dynamo traced into another graph than their sites, since it stopped between the two: inputs, which free nothing
-upstream."""
+"""Surrogates that Dynamo traced into another graph than their sites, since it stopped between the two. They are inputs of the
+site's graph, so that nothing upstream of them is freed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def outside(record: Record, index: int) -> list[Node]:
 
 
 def find(seen: Seen) -> Iterator[Edit]:
-    """One edit for each break that cancelled sites have between them and their surrogates. It cannot be tried: Dynamo would have
-    to read other code."""
+    """One edit for each graph break that lies between cancelled sites and their surrogates. It cannot be tried, since the user's
+    code itself would have to change."""
     found: defaultdict[Break, list[Key]] = defaultdict(list)
     for key, record, site in seen.sites():
         started_by = record.started_by

@@ -1,12 +1,12 @@
 """Surrogates that DDPOptimizer cut off from their sites: a bucket of DDP's gradients ended between the two.
 
-It goes through the graph from Dynamo from the end, adds up the bytes of the parameters, and begins another bucket where they
-come to `bucket_cap_mb` (the first: to 1 MiB). Which number would do is found by asking it again; the graph that it cut is traced
-whole for that, without Inductor. Where no number does, since the site is in the first bucket and the surrogate is not, to cut
-nothing does.
+DDPOptimizer goes through the graph from Dynamo from its end, adds up the bytes of the parameters, and begins another bucket where
+the sum reaches `bucket_cap_mb` (1 MiB for the first bucket). To find a number that would do, the graph is traced once more,
+uncut and without Inductor, and DDPOptimizer is asked where it would cut it with that number. Where no number does, because the
+site is in the first bucket and the surrogate is not, the edit is not to cut at all.
 
-What one part hands to the next is an input there, and inputs do not count as saved: with fewer parts more may be said to be
-saved, though no more is kept.
+What one part hands to the next is an input there, and inputs do not count as saved. With fewer parts, the report may therefore
+count more saved bytes although no more memory is kept.
 """
 
 from __future__ import annotations

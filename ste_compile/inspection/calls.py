@@ -1,4 +1,5 @@
-"""One call of the user's function, compiled for this call alone: what `explain` measures, and leaves as it was.
+"""One call of the user's function, compiled for this call alone: what `explain` measures. The caller's state is afterwards as it
+was.
 
 run            a forward, and perhaps a backward, with options of Inductor
 with_passes    the same with the passes and a recorder, and what Inductor makes of each graph
@@ -25,8 +26,8 @@ from .figures import NOT_MEASURED, Figures
 from .record import Recorder, recording
 
 Compiled = Callable[..., Any]
-# Given the number of a graph from Dynamo, from 0 on, and the graph, which it may change. Where the code around the graph would
-# miss something then, it returns what to wrap the compiled graph in.
+# Called with the number of a graph from Dynamo, from 0 on, and the graph, which it may change. Where the changed graph returns
+# less than the code after it expects, it returns a wrapper for the compiled graph.
 Change = Callable[[int, GraphModule], Callable[[Compiled], Compiled] | None]
 
 
@@ -66,7 +67,7 @@ def run(call: Call, options: dict[str, Any], change: Change | None = None, *, ba
 
 
 def called(call: Call, backend: Callable[..., Any], *, backward: bool = False) -> None:
-    """The same with any backend of `torch.compile`."""
+    """As `run`, with any backend of `torch.compile`."""
     args, kwargs = _torch.pytree.tree_map_only(Tensor, _own_graph, (call.args, call.kwargs))
     with kept(call.fn, args, kwargs):
         outputs = _torch.pytree.tree_leaves(_torch.compiled_apart(call.fn, backend)(*args, **kwargs))
@@ -102,7 +103,7 @@ def kept(fn: Callable[..., Any], args: Any, kwargs: Any) -> contextlib.AbstractC
 
 
 def plain(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function of its own: Inductor deep-copies its config (2.13), with a bound method its object, but a function never."""
+    """The method as a plain function: Inductor deep-copies its config (2.13), which copies a bound method's object as well."""
     return lambda argument: method(argument)
 
 

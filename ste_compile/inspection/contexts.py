@@ -40,27 +40,27 @@ def decided(watchers: tuple[Recorder, ...]) -> tuple[Recorder, ...]:
 
 
 def decide_again() -> None:
-    """The same graph from Dynamo may be compiled again, and watched by others."""
+    """Forget who watches: the same graph from Dynamo may be compiled again, and watched by others."""
     if (context := _torch.context()) is not None:
         _watchers.pop(context, None)
 
 
 def place(gm: GraphModule) -> None:
-    """Note which module each node of a graph from Dynamo is in: metadata, which no compile cache looks at."""
+    """Note a hash of which module each node of a graph from Dynamo is in. No compile cache looks at this metadata."""
     if (context := _torch.context()) is not None:
         paths = [(node.name, module_path(node)) for each in subgraphs(gm) for node in each.graph.nodes]
         _places[context] = hashlib.sha256(repr(paths).encode()).hexdigest()
 
 
 def places() -> str | None:
-    """A hash of that for the compilation under way; None where no backend of this package was handed the graph."""
+    """The hash from `place` for the compilation under way; None where no backend of this package was handed the graph."""
     context = _torch.context()
     return None if context is None else _places.get(context)
 
 
 def keep(record: Record) -> None:
-    """Hold a record until what comes of its graph is compiled. One whose backward is compiled is let go when the next record
-    begins, no sooner: a graph inside a backward (of a higher-order operator) is compiled before it, and looks like one."""
+    """Hold a record until all graphs that come from it are compiled. One whose backward is compiled is let go when the next
+    record begins, no sooner: a higher-order operator's graph in a backward is compiled before that, and looks like a backward."""
     with contextlib.suppress(IndexError):
         while True:
             where, number = _done.popleft()

@@ -1,7 +1,7 @@
 """Nodes and sites in words and numbers, for the report.
 
 of a node     `type_of`, `line`, `computes`
-of nodes      `count`, `bytes_of`; `with_regions` and `saved_by` say of which
+of nodes      `count`, `bytes_of`; `with_regions` and `saved_by` choose the nodes
 of a site     `operand` (its value, or a surrogate), `casts`, `edges`, `notes`
 """
 
@@ -68,7 +68,7 @@ def computes(node: Node) -> bool:
 
 
 def with_regions(graph: Graph) -> Iterator[Node]:
-    """The nodes of a graph, with those of a region of the deferred forward where it is called."""
+    """The nodes of a graph. In place of the call of a region of the deferred forward: the nodes of that region."""
     module = graph.owning_module
     for node in graph.nodes:
         called: Any = None
@@ -154,7 +154,7 @@ def notes(
 ) -> tuple[str, ...]:
     """Near misses: what another level would free, and what keeps more from being freed. `frees` is what the site frees, or would
     free; `freed` are the nodes that it alone keeps in the forward, `stays` those that the forward runs all the same; `foreign`
-    are inputs that are no parameters; `started_by` is the graph break that the graph goes on after."""
+    are inputs that may be computed in another graph; `started_by` is the graph break that the graph goes on after."""
     if site.refusal:
         return ()
     found = []
@@ -179,7 +179,7 @@ def notes(
 
 
 def from_outside(freed: Sequence[Node], stays: Set[Node], foreign: Collection[Node]) -> list[Node]:
-    """The inputs, no parameters, that only freed nodes read."""
+    """The `foreign` inputs that `freed` nodes read, and that no node which stays reads."""
     read = dict.fromkeys(below for node in freed for below in node.all_input_nodes)
     return [each for each in read if each in foreign and stays.isdisjoint(each.users)]
 

@@ -30,8 +30,8 @@ FORMATS: dict[str, Callable[[Report], str]] = {"sites.json": Report.to_json, "in
 
 
 def recorders(option: object = None) -> list[Recorder]:
-    """The one that dumps: to the folder of the option or, without one, of the environment variable; none without either. Raises
-    `TypeError` for an option that is no path."""
+    """The recorder that dumps to the folder named by the option or, without the option, by the environment variable; [] where
+    neither names one. Raises `TypeError` for an option that is no path."""
     directory = os.environ.get(VARIABLE) if option is None else option
     if not isinstance(directory, (str, os.PathLike, type(None))):
         raise TypeError(f"options={{'dump': {option!r}}} is not a path: a string or os.PathLike is allowed")

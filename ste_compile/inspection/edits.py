@@ -82,7 +82,7 @@ class Seen:
 @dataclass(frozen=True)
 class Try:
     """One more compile and forward: with other levels; with graphs from Dynamo that `change` has changed; inside of `around`; or
-    without detach markers made by us. What is compiled must be as many graphs as before, unless `regrouped`."""
+    without detach markers made by us. Unless `regrouped`, it must compile as many graphs as before."""
 
     rules: Rules | None = None
     change: Change | None = None
@@ -93,9 +93,9 @@ class Try:
 
 @dataclass(frozen=True)
 class Edit:
-    """`sites` are known by their number, or by their place where none was found. `hope` decides what is tried first: more is
-    better. With `undone`, what is tried is to do without what is there already, as another way to compile does: it is worth what
-    that has more."""
+    """`sites` are keys or, where no site was recognised, places. `hope` decides what is tried first: more is better. With
+    `undone`, the compilation at hand already has what the edit would give, and `attempt` compiles without it, as another way to
+    compile would: the edit is worth what the forward then has more."""
 
     sites: tuple[Key | Place, ...]
     words: str
@@ -122,7 +122,7 @@ def origin(node: Node) -> str:
 
 
 def listed(words: Iterable[str]) -> str:
-    """Each once, joined; the first few, and how many more there are."""
+    """The words joined, each once: the first `SHOWN`, and how many more there are."""
     each = list(dict.fromkeys(words))
     return " and ".join([*each[:SHOWN], *([f"{len(each) - SHOWN} more"] * (len(each) > SHOWN))])
 

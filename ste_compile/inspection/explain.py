@@ -46,7 +46,7 @@ def explain(
         values: also run the forward once more, on eager's own kernels, and say of each site how far eager's result is from the
             value that the estimator stands for.
         suggest: also look for edits that would free more, and compile the forward once more for each, for eight at most, to see
-            what it would: `report.suggestions` (`ste_compile.inspection.suggestion`).
+            what it would free: `report.suggestions` (`ste_compile.inspection.suggestion`).
 
     A line on the terminal, if there is one, says how far it is.
 
@@ -101,7 +101,7 @@ def explain(
 
 
 class _StockMeter:
-    """The same of stock's graphs, and of each what the marked nodes come to."""
+    """Measures stock's graphs, and what the nodes that a site alone keeps amount to in them."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
@@ -158,14 +158,14 @@ class _StockMeter:
             each.measured = {i: self.frees[index, i] for i in range(len(each.sites))}
 
     def _owner(self, nodes: frozenset[Node]) -> Site | None:
-        """The site that keeps all of `nodes`: where they belong to several, the one cancelled last."""
+        """The site that keeps all of `nodes`. Where they belong to several sites, the last in the order of `passes.freed`."""
         owners: list[Site] = [node.meta[OWNER] for node in nodes if OWNER in node.meta]
         last = max(owners, key=lambda site: (not self._cancelled(site), -site[1]), default=None)
         return last if len(owners) == len(nodes) else None
 
     def _surrogate_of(self, nodes: frozenset[Node]) -> Site | None:
-        """The site for which a kernel that stays reads or writes a buffer. Where that holds the site's own result, the kernel
-        will read the value in its place."""
+        """The site that frees a buffer made by `nodes`, which a kernel that stays reads or writes. None where the buffer holds
+        the site's own result: the kernel will read the value in its place."""
         site = self._owner(nodes)
         return None if site is None or any(n.name == self._root(n.meta[OWNER]) for n in nodes) else site
 

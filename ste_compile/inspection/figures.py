@@ -62,9 +62,9 @@ class Values:
     """How far eager's result of a site is from the value that the estimator stands for, on real inputs (`explain(values=True)`).
 
     `off` of `elements` differ, by `ulp_most` at most and `ulp_median` at the median: steps between neighbouring numbers of
-    `dtype`. `distinct` values there are, where `distinct_meant` would be: codes, levels (None: more than 65,536). `not_finite`
-    elements of cancelled terms are infinite or NaN, which `finite` hides. `histogram` has (distance up to, how many elements), by
-    powers of two."""
+    `dtype`. The result has `distinct` different values, and the value that is meant has `distinct_meant`, such as the codes
+    of a codebook or the levels of a grid (None: more than 65,536). `not_finite` elements of cancelled terms are infinite or NaN,
+    which `finite` hides. `histogram` has (largest distance, how many elements), by powers of two."""
 
     dtype: str
     elements: int

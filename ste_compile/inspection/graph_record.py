@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .record import Recorder
 
 _ids = itertools.count()
-# Kind of a compiled graph -> the name of the view of stock's. (Ours has the kind as its name.)
+# Kind of a compiled graph -> the name of the view of stock's graph. (The view of ours is named as its kind.)
 STOCK = {kind: f"stock {kind}" for kind in ("forward", "inference", "backward")}
 # View -> the one that the page shows to the right of it, for comparison.
 BESIDE = {"before": "after"} | {stock: kind for kind, stock in STOCK.items()}
@@ -46,7 +46,7 @@ class Record:
     owner: dict[Node, int] = field(default_factory=dict)  # node -> the site that frees it
     frees: dict[int, list[Node]] = field(default_factory=lambda: defaultdict(list))  # site -> the work that it frees
     stays: set[Node] = field(default_factory=set)  # what the forward runs all the same
-    foreign: set[Node] = field(default_factory=set)  # inputs that are no parameters
+    foreign: set[Node] = field(default_factory=set)  # inputs that may be computed in another graph (`record.end`)
     started_by: report.Break | None = None
     views: dict[str, list[report.Line]] = field(default_factory=dict)  # as `describe.line` makes them
     code: dict[str, str] = field(default_factory=dict)

@@ -52,7 +52,7 @@ def load(cache: Path, key: str) -> tuple[Graph, ...] | None:
 
 
 def write(path: Path, text: str) -> None:
-    """All of a file or, where this process is killed meanwhile, what was there before."""
+    """Write a file atomically: if this process is killed meanwhile, the file is as it was before."""
     whole = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         whole.write_text(text, encoding="utf-8")

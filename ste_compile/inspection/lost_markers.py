@@ -5,8 +5,8 @@
     return x + d                     return x + d
 
 elsewhere    a backend of this package reads such a detach off the graph from Dynamo; `inductor_options` and `torch.export` do not
-inside       where gradients are off already, Dynamo writes nothing: the block is read off the source, and marked to see what
-             that would free
+inside       where gradients are off already, Dynamo's graph shows nothing of such a block: the block is read off the source, and
+             markers are put into the graph to see what that would free
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def find(seen: Seen) -> Iterator[Edit]:
 
 
 def _elsewhere(seen: Seen) -> Iterator[Edit]:
-    """One edit for all sites with a marker that Dynamo's graph had not: made by us."""
+    """One edit for all sites with a marker that was not in the graph as Dynamo made it, but was put there by our backend."""
     keys: list[Key] = []
     places: dict[str, None] = {}
     for traced in seen.traced:

@@ -1,8 +1,8 @@
-"""Sites that this level leaves or fuses, and a higher one would cancel.
+"""Sites that their level leaves or fuses, and that a level which removes more would cancel.
 
     x + (q - x).detach()    numerics={"": "exact"}    ->    numerics={"": "exact", "encoder.quantizer": "algebraic"}
 
-One edit for each module and level. Modules that differ by a number alone, of a list, are one: `blocks.*.quantizer`.
+One edit for each module and level. Modules whose paths differ only in the index of a list share one: `blocks.*.quantizer`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Paths = tuple[str, ...]
 
 
 def find(seen: Seen) -> Iterator[Edit]:
-    """The lowest level that cancels them, for the sites of each module."""
+    """For the sites of each module: the lowest level that cancels them."""
     paths: dict[Key, Paths] = {}
     needs: dict[Key, Numerics] = {}
     for key, record, site in seen.sites():
@@ -43,13 +43,13 @@ def find(seen: Seen) -> Iterator[Edit]:
 
 
 def _level(needs: str) -> Numerics:
-    """The lowest level that removes what needs that."""
+    """The lowest level that cancels sites with these `needs`."""
     return next(level for level in LEVELS if needs in LEVELS[level].removes)
 
 
 def _paths(site: Site) -> Paths:
-    """The module whose code a site is; where that is the outermost or none, those that it calls for its surrogates; () where it
-    calls none."""
+    """The path of the module whose code the site is in. Where that is the outermost module, or none: the paths of the modules
+    called to compute its surrogates; () if not every surrogate comes from such a module."""
     if path := module_path(site.root):
         return (path,)
     called = [next(filter(None, module_stack(uncast(surrogate))), "") for surrogate in site.surrogates]
@@ -73,8 +73,8 @@ def _folded(paths: Sequence[Paths]) -> Paths:
 
 
 def _rules(seen: Seen, where: Paths, level: Numerics, sites: Sequence[Key]) -> Rules | None:
-    """The rules that are there, with that level for these modules. Where a rule of the user's is closer to a site, that rule is
-    changed. None where this is not enough."""
+    """The user's rules, with `level` for the modules in `where`. If a closer rule of the user's still decides for a site, the
+    deciding rules are changed instead. None where this is not enough either."""
     terms = [module_paths(seen.records[number].sites[index]) for number, index in sites]
     closest = tuple(dict.fromkeys(seen.rules.deciding(each)[0] for each in terms))
     for changed in (where or ("",), closest):
@@ -85,7 +85,7 @@ def _rules(seen: Seen, where: Paths, level: Numerics, sites: Sequence[Key]) -> R
 
 
 def _written(rules: Rules) -> str:
-    """As an argument."""
+    """The rules as a value of the argument `numerics`."""
     if not rules.by_module:
         return f'"{rules.least}"'
     return "{" + ", ".join(f'"{path}": "{level}"' for path, level in rules.rules) + "}"

@@ -72,7 +72,7 @@ def render(report: Report) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """Of a histogram: how many elements are at most so far off, in ulp, and further than the bar before. `height`: pixels."""
+    """A bar of a histogram: `count` elements are at most `distance` ulp off, and more than the bar before. `height`: pixels."""
 
     distance: str
     count: str
@@ -133,7 +133,7 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 def amount(count: int | None, name: str, signed: bool = False) -> str:
-    """A figure in words: bytes in MiB, others with separators; a difference with its sign."""
+    """A figure in words: bytes in their largest unit, others with separators; a difference with its sign."""
     text = mebibytes(count) if name in BYTES or count is None else f"{count:,}"
     return f"+{text}" if signed and count is not None and count > 0 else text.replace("-", "\N{MINUS SIGN}") if count else text
 
@@ -164,5 +164,5 @@ def jumps(number: int, graph: Graph, site: Site) -> Iterator[tuple[str, str]]:
 
 
 def site_of(graph: Graph) -> dict[str, int]:
-    """The position of the site that a node is the root of, or the operator."""
+    """Node -> the position of the site that it is the root or the fused operator of."""
     return {node: position for position, site in enumerate(graph.sites) for node in (site.node, site.operator) if node}

@@ -1,7 +1,7 @@
 """Write down what the passes see and do while a graph is compiled, for whoever asks. Where nobody does, nothing is written.
 
 Inductor hands the passes one joint or inference graph (`begin`, `end`), then each graph that is compiled from it (`compiled`),
-perhaps much later and on another thread. What is known of the first and of those is one `Record`. Who asks has a `Recorder`.
+perhaps much later and on another thread. One `Record` holds what is known of all of these. Whoever asks has a `Recorder`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .graph_record import Record
 log = logging.getLogger("ste_compile")
 
 _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("ste_compile_recorders", default=())
-# Which inputs of the graph from Dynamo are parameters, and which come from a part that DDPOptimizer cut off.
+# Which inputs of the graph from Dynamo are parameters or buffers, and which DDPOptimizer made when it cut the graph into parts.
 _inputs: ContextVar[tuple[frozenset[int], frozenset[int]] | None] = ContextVar("ste_compile_inputs", default=None)
 
 
 class Recorder:
-    """Collects the records of what is compiled inside `recording`. With `changed`, it collects none, and has that called with a
-    record each time there is more in it. Records hold their graphs as text where `graphs`, and as Python code where `code`. What
-    is compiled goes past Inductor's caches unless `with_caches`: no pass runs on a graph that comes from there."""
+    """Collects the records of what is compiled inside `recording`. With `changed`, it collects none: `changed` is
+    called with a record each time there is more in it. Records hold their graphs as text where `graphs`, and as Python code where
+    `code`. Inductor's caches are bypassed unless `with_caches`: no pass runs on a graph that comes from a cache."""
 
     def __init__(
         self,
@@ -105,8 +105,8 @@ def collect(*, graphs: bool = True) -> Iterator[Recorder]:
 
 
 def watchers(more: Sequence[Recorder] = ()) -> tuple[Recorder, ...]:
-    """Who records the compilation under way, `more` among them. Decided when it starts: the backward, which may be compiled after
-    their block has ended, has the same."""
+    """Who records the compilation under way, `more` among them. It is decided when the compilation starts: the backward has the
+    same recorders, even if it is compiled after their `recording` block has ended."""
     return contexts.decided(tuple(dict.fromkeys((*_recorders.get(), *more))))
 
 

@@ -52,8 +52,8 @@ class Site:
     as a word for programs, "permitted" or "level" (`ste_compile.passes.Reason` has them all). `frees` is what cancelling took out
     of the forward or, where it was not cancelled, what it would (nothing where it never can be). `operator` is the node that
     computes a fused site. `notes` are near misses: what keeps more from being freed. `edges` join the nodes around the site,
-    (from, to). `modules` are the paths of those that it is in; where modules have levels of their own, `rule` is the path of the
-    one whose level the site has. `values` is what eager makes of its value, where that was asked for."""
+    (from, to). `modules` are the paths of the modules that it is in; where modules have their own levels, `rule` is the key in
+    `numerics` that decided. `values` is what eager makes of its value, where that was asked for."""
 
     index: int
     node: str
@@ -136,8 +136,8 @@ class View:
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph captured by Dynamo; `name` is its compile id. `started_by` is the graph break it goes on after, if any. Where a
-    compile cache served it (`python -m ste_compile run`), the rest was found when it was compiled, by another process perhaps."""
+    """One graph captured by Dynamo; `name` is its compile id. `started_by` is the graph break it goes on after, if any. With
+    `from_cache` (`python -m ste_compile run`), a cache served it: the rest is from when it was compiled, perhaps elsewhere."""
 
     name: str
     training: bool
@@ -168,8 +168,8 @@ class Graph:
 @dataclass(frozen=True)
 class Report:
     """What was compiled, in order. Print it, or `to_json`, or `to_html`; `Report.from_json(report.to_json()) == report`.
-    `breaks` is where Dynamo stopped, and what it did not compile (`explain` alone knows). `suggestions` are edits that would free
-    more, the best first, and `tries` how many were tried (None where nobody asked); what brought nothing is not among them.
+    `breaks` is where Dynamo stopped, and what it did not compile (known to `explain` and `run`). `suggestions` are edits that
+    would free more, the best first, and `tries` how many were tried (None where nobody asked); what brought nothing is left out.
 
     >>> report = Report("finite", "2.13.0", ())
     >>> Report.from_json(report.to_json()) == report

@@ -4,18 +4,19 @@
     h = h + (seed - seed.detach())
     return h, seed.pow(2).mean()        # the second use: keeps `seed`, and all of `self.seed`, in the forward
 
-Two edits, and which of them frees anything is seen by trying both:
+There are two edits, and both are tried to see which of them frees anything:
 
-`detach`      cuts the gradient of the other use. What only that gradient needs is saved no more. The forward runs as before, and
-              keeps as before what the site's own gradient needs: it is at hand, and dearer to compute again than to keep.
-`leave out`   does without the other use, and all that comes of it. Then the surrogate's forward goes, as at any other site.
+`detach`      cuts the gradient of the other use. What only that gradient needs is no longer saved. The forward runs as before,
+              and still saves what the site's own gradient needs: to keep it is cheaper than to compute it again.
+`leave out`   removes the other use and all that is computed from it. Then the surrogate's forward is freed, as at any other site.
 
-Neither is offered where the value of the site is itself computed from what is read, as the codes of a VQ-VAE are: it would stay
-all the same. To leave out is not, where what comes of the other use reaches a result that depends on the site in another way
-too: it is no by-product. (A summand of a loss is one.) Uses in one place of the code are one edit, as in a loop over layers.
+Neither is offered where the value of the site is itself computed from what is read, as the codes of a VQ-VAE are: the forward
+would still need it. `leave out` is offered only where the other use is a by-product, such as a summand of a loss. It is not one
+where something computed from it reaches a result that also depends on the site in another way. Uses in one place of the code, as
+in a loop over layers, are one edit.
 
-What is counted: the graph from Dynamo is changed before AOTAutograd sees it, just as the edit would change it. With a result left
-out the compiled graph returns one less, and zeros take its place outside of it, for the code that goes on.
+To try an edit, the graph from Dynamo is changed before AOTAutograd sees it, just as the edit would change it. Where a result is
+left out, the compiled graph returns one result less, and the code after the graph is given zeros in its place.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _Use:
     is_surrogate: bool
 
     def said(self, how: str) -> str:
-        """The uses as the user wrote them, with their places; `how` is what is said of those that read."""
+        """The uses as the user wrote them, with their places; `how` is a format string for those that read."""
         words = listed(said(_inner(each)) if origin(each) else WRITTEN for each in self.readers)
         read = [how.format(words)] * bool(words)
         return " and ".join([*read, *([f"the result {said(self.node)}"] * self.is_result)])

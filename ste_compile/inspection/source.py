@@ -1,8 +1,8 @@
 """Where a node comes from in the user's source: file, line, and the expression as it was written.
 
 It is read from `node.meta["stack_trace"]`, which Dynamo fills: one frame for each call, outermost first. A frame quotes its line
-of code, where the file can be read. From torch 2.13 on, marks (`^^^`) underline it from where the expression begins; from Python
-3.13 on there are none where the expression is all that the statement computes.
+of code, where the file can be read. From torch 2.13 on, marks (`^^^`) below the line begin where the expression begins; from
+Python 3.13 on there are no marks where the expression is all that the statement computes.
 
 A model of many layers has few places in its source. Each is looked up once, and again when its file has been edited.
 """

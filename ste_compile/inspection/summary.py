@@ -29,7 +29,7 @@ def render(report: Report, calls: Sequence[Call], lost: int = 0, why: str = "", 
 
     Args:
         calls: each call of `torch.compile`.
-        lost: how many graphs came from a compile cache that keeps no word of their sites.
+        lost: how many graphs came from a compile cache beside which nothing about their sites is stored.
         why: what ended the process, if the process itself did not.
         unmatched: which levels are for modules that have no site, in words.
     """
@@ -102,7 +102,7 @@ def _done(found: Iterable[tuple[Graph, Site]]) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    """Paths in a text, relative to here or to where packages are installed."""
+    """The text, with its paths relative to the current directory or to where packages are installed."""
     for folder in sorted((*_packages(), str(Path.cwd())), key=len, reverse=True):
         text = text.replace(f"{folder}{os.sep}", "")
     return text

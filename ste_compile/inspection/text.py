@@ -108,7 +108,7 @@ def _parts(graph: Graph) -> Table:
 
 
 def _pair(part: Part, field: str) -> str:
-    """A figure of stock's and of ours; the unit once, where it is one."""
+    """A figure of stock's and of ours. The unit is written once where both have the same."""
     stock, ours = getattr(part.stock, field), getattr(part.ours, field)
     if stock is None or ours is None:
         return "-"
@@ -139,7 +139,7 @@ def _drawn(blocks: Iterator[str | Table]) -> list[str]:
 
 
 def _plain(blocks: Iterator[str | Table]) -> Iterator[str]:
-    """Each cell below the first one of its row, after its heading."""
+    """Tables as plain lines: for each row its first cell, and below it each other cell after its heading."""
     for block in blocks:
         if isinstance(block, str):
             yield from textwrap.wrap(block, WIDTH, break_on_hyphens=False) or [""]
@@ -152,6 +152,6 @@ def _plain(blocks: Iterator[str | Table]) -> Iterator[str]:
 
 
 def _short(file: str) -> str:
-    """Relative to here where it is below."""
+    """The path, relative to the current directory where the file is below that."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -1,7 +1,7 @@
 """What eager's arithmetic makes of each site on real inputs: `explain(..., values=True)`.
 
-The forward runs once more, node by node, on eager's own kernels. Where a site's result is computed, it is held against the value
-that the estimator stands for; both are looked at in pieces, and nothing outlives the site that it is for.
+The forward runs once more, node by node, on eager's own kernels. Where a site's result is computed, it is compared with the
+value that the estimator stands for. Both are read in pieces, and a tensor is held no longer than the sites that need it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Place = tuple[bool, str, int, str]  # (training, file, line, expression)
 
 @dataclass
 class _Found:
-    """A site of a joint or inference graph; `terms` are, of each node that its measure needs and of its root, the names of all
-    nodes with that value: the partitioner keeps one of them."""
+    """A site of a joint or inference graph. `terms` has its root and each node that measuring it needs, by name, with the names
+    of all nodes of the same value: the partitioner may keep only one of them."""
 
     site: Site
     place: Place
@@ -106,7 +106,7 @@ def _names(site: Site) -> Iterator[str]:
 
 
 class ValueMeter:
-    """A backend that runs the forward as it is, and what it saw of the sites, by place: those of one place in order."""
+    """A backend that runs the forward as it is. `found` has the values of the sites by place, those of one place in order."""
 
     def __init__(self) -> None:
         self.found: defaultdict[Place, list[Values | None]] = defaultdict(list)

@@ -1,8 +1,8 @@
 """A graph from Dynamo without a use of some of its values: changed as the edit of the code would change it, and only so far.
 
     detach       what readers read is detached:     cos(seed)    ->    cos(seed.detach())
-    leave_out    the readers go, with all that comes of them; of a loss with such a summand, the rest is left
-    LeftOut      that as a `Change`: a later graph may not read what is left out
+    leave_out    the readers are removed, with all that is computed from them; a loss loses only such summands
+    LeftOut      `leave_out` as a `Change`; an error where a later graph reads what is left out
 
 Nodes are known by name: traced again, the same code gives the same names.
 """
@@ -26,7 +26,7 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 @dataclass(frozen=True)
 class Read:
-    """The value of a node, and which nodes read it; the graph's output is among them where it is a result."""
+    """The value of a node, and which nodes read it; where the value is a result, the graph's output is one of these."""
 
     name: str
     readers: frozenset[str]
@@ -37,7 +37,8 @@ class Read:
 
 
 def is_by_product(graph: Graph, reads: Sequence[Read], roots: Collection[str]) -> bool:
-    """Whether all results that would go depend on the sites, whose names are `roots`, through these reads alone."""
+    """Whether all results that would be removed depend on the sites, whose names are `roots`, through these reads alone, and
+    nothing that would be removed writes in place to what others read later."""
     main: set[Node] = set()
     for node in graph.nodes:
         if node.name in roots or (not main.isdisjoint(node.all_input_nodes) and not any(read.of(node) for read in reads)):
@@ -79,7 +80,8 @@ def detach(gm: GraphModule, reads: Sequence[Read]) -> None:
 
 
 def leave_out(gm: GraphModule, reads: Sequence[Read]) -> Callable[[Any], tuple[Any, ...]]:
-    """Returns what puts zeros, for the code that goes on after the graph, between the results that are left."""
+    """Remove the readers and all that is computed from them. Returns a function from the results that are left to all results,
+    with zeros for those that are missing: the code after the graph expects them."""
     graph, output = gm.graph, gm.graph.output_node()
     known = results(graph)
     itself = {_named(gm, read.name) for read in reads if output.name in read.readers}
@@ -135,7 +137,7 @@ def results(graph: Graph) -> list[Any]:
 
 
 def _gone(graph: Graph, reads: Sequence[Read]) -> tuple[set[Node], dict[Node, Node]]:
-    """The readers and what comes of them; and each sum that stays without such a summand, with what is left of it."""
+    """The readers and all that is computed from them; and each loss that loses such a summand, with the summand that is left."""
     gone: set[Node] = set()
     sums: dict[Node, Node] = {}
     for node in graph.nodes:
@@ -150,7 +152,7 @@ def _gone(graph: Graph, reads: Sequence[Read]) -> tuple[set[Node], dict[Node, No
 
 
 def _is_loss(node: Node, summand: Node) -> bool:
-    """Whether a sum and its summand are single numbers, and stand for each other."""
+    """Whether a sum and its summand are scalars of one dtype, so that the summand can take the place of the sum."""
     total, rest = (each.meta.get("example_value") for each in (node, summand))
     if not isinstance(total, Tensor) or not isinstance(rest, Tensor):
         return False

@@ -1,8 +1,8 @@
 """A random program, drawn statement by statement.
 
-Each statement is run as it is drawn, so that shapes and dtypes are known and nothing fails later. Each variable carries the
-values its number may be a sum of (`support`). Operands of a site share none of them, so that what cancels is what the spelling
-says and nothing else, and the program knows each site's value.
+Each statement is run as it is drawn, so that shapes and dtypes are known and nothing fails later. Each variable has a `support`:
+the values that it may be a sum of. The operands of a site share none of these. So nothing cancels but what the spelling says, and
+the program knows each site's value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Draw = Callable[[int], int]  # a number below the one given, smaller is simpler
 class Variable:
     name: str
     tensor: Tensor
-    key: Any  # equal for values that may be equal: what computed it, from which keys
+    key: Any  # the text that computed it, and its operands' keys; variables that may be equal have equal keys
     support: frozenset[Any]
     used: bool = False
     mutable: bool = True
@@ -45,11 +45,11 @@ class Builder:
     variables: list[Variable] = field(default_factory=list)
     scope: dict[str, Any] = field(default_factory=dict)
     autocast: str = ""
-    zeros: list[str] = field(default_factory=list)  # returned, and not read
+    zeros: list[str] = field(default_factory=list)  # returned by the program, and read by no statement
     names: int = 0
 
     def pick(self) -> Variable:
-        """A variable, the latest first."""
+        """A variable; the smaller the number drawn, the later it was made."""
         return self.variables[-1 - self.draw(len(self.variables))]
 
     def name(self) -> str:
@@ -96,7 +96,7 @@ class Builder:
         self.variables.append(Variable(name, tensor, key, frozenset([key]) | extra))
 
     def apply(self, text: str, *, linear: bool) -> None:
-        """A new variable from one other; `linear`: it may be read as a sum of what the other is."""
+        """A new variable from one other. `linear`: it may be a sum of the values that the other is a sum of."""
         a, out = self.pick(), self.name()
         key = text, a.key
         number = {"number"} if "+ 1" in text or "1 -" in text else set()
@@ -129,7 +129,7 @@ class Builder:
         name = f"{name}{len(self.modules)}"
         self.scope["self"].add_module(name, eval(expression, {"nn": torch.nn}))
         out, count = self.name(), len(self.lines)
-        passed = a.support if "dropout" in name else frozenset()  # in inference mode
+        passed = a.support if "dropout" in name else frozenset()  # in inference it returns its operand
         self.add([Line(f"{out} = self.{name}({a.name}{narrow})")], out, [a], (name, a.key), passed)
         if len(self.lines) > count:
             self.modules[name] = expression
@@ -201,7 +201,8 @@ class Builder:
         self.spelled(NEAR, True)
 
     def again(self) -> None:
-        """A variable that is a site's surrogate or value twice: what has been used is picked anew."""
+        """Draw a site, after moving a variable that has been read already to where `pick` finds it first: so one variable may be
+        the surrogate or value of two sites."""
         used = [v for v in self.variables if v.used]
         if used:
             v = used[self.draw(len(used))]

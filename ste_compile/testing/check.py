@@ -1,8 +1,8 @@
 """A random program at every level, against what the program itself says its sites' values are.
 
-At a level that cancels a site, the value of the site is the value it stands for, and its gradients are those of the expression:
-that is an eager program too, the oracle, and compiled code must equal it, not come near it. So must a program that has no site.
-Only the code that Inductor generates may be as far from the oracle as stock Inductor takes the oracle.
+A cancelled site has the value that it stands for, and the gradients of its expression. The program with such sites is an eager
+program too: the oracle. Compiled code must be equal to it, not close to it; where nothing is cancelled, the oracle is the program
+itself. Only code that Inductor generates may differ, by a bound that comes from the oracle compiled by stock Inductor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODES = ("training", "inference")
 
 
 class Difference(AssertionError):
-    """Compiled code that is not its oracle; the message holds the program."""
+    """Compiled code does not give what its oracle gives; the message holds the program."""
 
 
 class EveryLevel:
@@ -105,7 +105,8 @@ def line_of(program: Program, site: Site) -> int | None:
 
 
 def cancelled_lines(program: Program, sites: Sequence[Site]) -> set[int | None]:
-    """The lines whose site now has its value's value; not those that nothing reads any more."""
+    """The lines whose site was replaced by the value it stands for. A site that was cancelled because only another cancelled site
+    used it does not count: nothing reads it any more."""
     return {line_of(program, s) for s in sites if s.action == "cancelled" and s.why == "permitted"}
 
 
@@ -121,7 +122,7 @@ def differences(
 ) -> list[str]:
     """What is wrong with our run, in words: lines that should have been rewritten and were not, or the reverse; facts that are
     not eager's; tensors that are not the oracle's. A difference that torch makes without our passes is not ours: AOTAutograd adds
-    up gradients in another order. `near`: Inductor's tensors may be as far from the oracle as stock Inductor takes it."""
+    up gradients in another order. `near`: our tensors may be as far from the oracle's as `stock_bound` allows."""
     lines = cancelled_lines(program, sites)
     found = [*_lines(program, lines, sites)]
     if facts := _facts(ours, eager):

@@ -47,7 +47,7 @@ def bitwise_equal(ours: Tensor, eager: Tensor) -> bool:
 def ulp_distance(ours: Tensor, eager: Tensor) -> Tensor:
     """Elementwise, how many steps from one representable number to the next lie between the two.
 
-    0 and -0, and two NaNs, are 0 apart; a NaN and a number are as far apart as int64 can say, and so is what it cannot.
+    0 and -0, and two NaNs, are 0 apart. For a NaN and a number, and for a distance that int64 cannot hold, it is int64's maximum.
 
     Args:
         ours, eager: one shape, and one dtype of float16, bfloat16, float32, float64.
@@ -139,6 +139,6 @@ def ulp(x: Tensor) -> float:
 
 
 def stock_bound(stock: Tensor, eager: Tensor) -> float:
-    """How far from eager the code that Inductor generates may be: as far as stock Inductor's furthest is, and half as much again
-    (what is fused otherwise is vectorised and added up otherwise), and 4 ulp (stock may be right by luck, in few elements)."""
+    """How far from eager the code that Inductor generates may be: 1.5 times as far as stock Inductor's furthest element, since
+    other fusions vectorise and add up in another order, plus 4 ulp, since stock may be right by luck in few elements."""
     return 1.5 * largest(stock, eager) + 4 * ulp(eager)

@@ -1,4 +1,4 @@
-"""The backends that are compared, and functions that are compiled as if nothing had been before."""
+"""The backends that are compared, and functions that are compiled as if nothing had been compiled before."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _calls = itertools.count()
 
 
 def own(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` behind a code object of its own: Dynamo keeps the compiled versions of one code object in one list, so that a shared
-    one would find the compiled code of others there, and count against the recompile limit. And of a name of its own: what
-    Dynamo has learned of the sizes of one name's arguments, it makes symbolic when the name comes again."""
+    """`fn` behind a code object of its own, with a name of its own. Dynamo keeps all compiled versions of one code object
+    together: with a shared one, code that was compiled for others would be found, and would count against the recompile limit.
+    And Dynamo remembers argument sizes by a function's name: with a shared name, it would make sizes symbolic."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)

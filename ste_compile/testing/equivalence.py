@@ -33,7 +33,7 @@ def assert_equivalent(
     backend: str = "ste_aot_eager",
     **kwargs: Any,
 ) -> None:
-    """Run a function or module in eager and compiled, from one state, and hold everything a caller could see against each other.
+    """Run a function or module in eager and compiled, from the same state, and compare everything that a caller could see.
 
     Compared are: the outputs' values, structure, dtypes, shapes, strides, `requires_grad`, and what they share memory with; the
     gradients of arguments and parameters; parameters, buffers and arguments after the call. The comparison is the level's own:
@@ -41,25 +41,25 @@ def assert_equivalent(
     - `exact`: the same bits, where a NaN is a NaN.
     - `finite`: `==` wherever eager is finite. Where it is not, a cancelled NaN or infinity may have been its cause, and nothing
       is promised; a tensor that is nowhere finite in eager is an error, since nothing would have been tested.
-    - `algebraic`: as `finite`, or else no further from a float64 run of the model than eager: by element, at most 4 times eager's
-      largest error in that tensor, and 16 ulp of the tensor's largest magnitude. Eager's rounding errors are those of the
-      operations we share with it and those of the arithmetic that cancels, so ours cannot be expected to be larger, but they are
-      drawn anew: 4 is for that draw, and the 16 ulp are for tensors with few elements, where eager may be right by luck. A model
-      that rounds or compares the value of a site (a quantiser behind a quantiser) may turn a last bit into a step, which no bound
-      allows for.
+    - `algebraic`: as `finite`, or else no further from a float64 run of the model than eager: each element at most 4 times
+      eager's largest error in that tensor plus 16 ulp of the tensor's largest magnitude. Compiled code lacks the rounding errors
+      of the arithmetic that cancels, so its errors are not expected to be larger than eager's. But they are others, by chance
+      larger or smaller: the factor of 4 allows for that, and the 16 ulp for tensors with few elements, where eager may be right
+      by luck. A model that rounds or compares the value of a site (a quantiser behind a quantiser) may turn a last bit into a
+      step, which no bound allows for.
 
     Where no site was cancelled, every level is `exact`. A tensor that differs from eager's in the same way without our passes is
     torch's difference and is accepted: AOTAutograd may add up gradients in another order. `backend="ste"` compares code that
     Inductor generated, told to round 16-bit results where eager does (`emulate_precision_casts`); its functions and reductions
-    still have other last bits than eager's, with our passes or not: elements may be as far from eager's as stock Inductor's
-    furthest is, and half as much again, and 4 ulp of the tensor's largest magnitude. The bound of `algebraic` is as much wider.
+    still have other last bits than eager's, with our passes or not. An element may therefore be 1.5 times as far from eager's as
+    stock Inductor's furthest, plus 4 ulp of the tensor's largest magnitude. The bound of `algebraic` is wider by as much.
 
     Args:
-        fn_or_module: called with copies of `args` and `kwargs`; its parameters, buffers, gradients and training flag are as they
-            were afterwards, and so is the global random state. Of a function, the modules that it closes over or is a method of
-            count.
-        numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`): all is
-            then held to the one that promises least.
+        fn_or_module: called with copies of `args` and `kwargs`; its parameters, buffers, gradients and training flag are
+            afterwards as they were, and so is the global random state. For a function this holds of the modules that it closes
+            over or is a method of.
+        numerics: "exact", "finite" or "algebraic", or one for each module, by its path (see `ste_compile.passes.levels`): every
+            tensor is then held to the one of these levels that promises least.
         backward: also run and compare the backward, from every output that requires a gradient.
         train: put modules into training mode (True) or inference mode (False) for the runs; None: as they are.
         rng_seed: seeds torch's generators before each run, so that dropout draws the same numbers.
@@ -202,7 +202,7 @@ class Comparison:
         return wrong & ~(error(ours, wide) <= bound), f"; eager's distance from a float64 run allows {bound:.3g} from that"
 
     def culprits(self) -> dict[str, list[str]]:
-        """Tensor -> the sites from which its difference flows: those that make it when they alone are rewritten."""
+        """The name of a tensor -> the sites that make it differ: it does so when such a site alone is rewritten."""
         found: dict[str, list[str]] = {}
         for index, site in enumerate(self.sites[:SHOWN]):
             with hooks.only_site(index):

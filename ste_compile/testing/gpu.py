@@ -45,14 +45,14 @@ def stand_in() -> Iterator[concurrent.futures.ProcessPoolExecutor]:
 
 
 def _forget() -> None:
-    """What the process starts in turn needs no stand-in."""
+    """Do not load the stand-in into processes that this one starts."""
     del os.environ["LD_PRELOAD"]
 
 
 @contextlib.contextmanager
 def own_process(**environment: str) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """A new process, with more in its environment. torch remembers for good whether there is a device and a Triton to run on it,
-    and Triton whether it interprets."""
+    """A new process, with these variables added to its environment. For as long as a process lives, torch remembers whether there
+    is a device and a Triton to run on it, and Triton whether it interprets kernels."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         with mock.patch.dict(os.environ, environment):
             process.submit(int).result()  # starts it

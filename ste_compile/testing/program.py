@@ -46,7 +46,7 @@ def cancelled_to(expression: Tensor, value: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Line:
     """`text` may hold one SITE. `near`: nothing that happens on this line may be rewritten. `untraced`: its site need not be
-    found, because torch leaves no trace of its marker inside another `no_grad`."""
+    found. In inference the program runs under `no_grad`, and Dynamo does not write down a `no_grad` inside another."""
 
     text: str
     near: bool = False
@@ -95,8 +95,8 @@ class Program:
         return "\n".join([*head, *body, f"{indent}return {', '.join(self.returns)}{',' * (len(self.returns) == 1)}", ""])
 
     def module(self, cancelled: Collection[int | None] | None = None, traced: bool = False) -> nn.Module:
-        """The program; or, given line numbers, its oracle, whose sites on these lines are cancelled. `traced`: each node of a
-        trace is to know its line, as it does where Dynamo has been."""
+        """The program; or, given line numbers, its oracle, whose sites on these lines are cancelled. `traced`: when the
+        module is traced without Dynamo, give each node its line, as Dynamo would."""
         if cancelled is None:
             source, filename = self.source(traced), self.filename
         else:

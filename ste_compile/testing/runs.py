@@ -43,7 +43,7 @@ def run(
     rng_seed: int,
     wide: bool = False,
 ) -> Run:
-    """Call `fn` on copies, once, and again backwards; `wide` in float64 throughout."""
+    """Call `fn` once, on copies of its arguments; with `backward` also run its backward. `wide`: in float64 throughout."""
     done = Run()
     with state_kept(modules.values()), _Wide() if wide else contextlib.nullcontext():  # type: ignore[no-untyped-call]
         for module in modules.values():
@@ -103,7 +103,7 @@ def _path(name: str, path: Any) -> str:
 
 def _copied(tree: Any, wide: bool) -> tuple[list[Tensor], Any]:
     """An equal copy, with the strides and the shared memory of the original, and the tensors in it that gradients reach. A tensor
-    that some graph has computed is computed again, since a leaf may not be written to in place."""
+    that is no leaf is copied to a clone of a new leaf: a leaf that requires a gradient may not be written to in place."""
     memo: dict[int, Any] = {}
     leaves: list[Tensor] = []
 
@@ -162,8 +162,8 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 def _backward(outputs: dict[str, Any]) -> None:
-    """Backwards from every output at once. What comes in is drawn from the multiples of 1/8 up to 2, which every floating dtype
-    can hold, so that an element that goes astray shows."""
+    """Run the backward from all outputs at once. The incoming gradients are drawn from the multiples of 1/8 up to 2, which every
+    floating dtype can hold: an element in the wrong place then shows."""
     generator = torch.Generator().manual_seed(0)
     tensors = [t for t in outputs.values() if isinstance(t, Tensor) and t.requires_grad and not _ungraphed(t)]
     incoming = [torch.randint(1, 17, t.shape, generator=generator).mul(0.125).to(t.dtype).to(t.device) for t in tensors]
@@ -172,7 +172,7 @@ def _backward(outputs: dict[str, Any]) -> None:
 
 
 def _ungraphed(tensor: Tensor) -> bool:
-    """Whether it is a view of a leaf made under `no_grad`: it says that it requires a gradient, and has no graph to go back."""
+    """Whether it is a view of a leaf made under `no_grad`: it requires a gradient, but there is no graph behind it."""
     return tensor.grad_fn is None and tensor._base is not None and tensor._base.requires_grad
 
 

@@ -19,14 +19,14 @@ MOST = 2**16  # distinct values that are counted, and distances in ulp that are 
 
 @dataclass
 class Tally:
-    """What is known of one site so far: of `dtype`, the dtype of its result."""
+    """What has been counted of one site so far. `dtype` is that of its result."""
 
     dtype: torch.dtype
     elements: int = 0
     off: int = 0
     not_finite: int = 0
     near: Tensor = field(default_factory=lambda: torch.zeros(MOST, dtype=torch.int64))  # how often each distance below MOST
-    far: Counter[int] = field(default_factory=Counter)  # how often each other one; of more than MOST, by powers of two
+    far: Counter[int] = field(default_factory=Counter)  # how often each larger one; from MOST of them on, by powers of two
     furthest: int = 0
     distinct: list[Tensor | None] = field(default_factory=lambda: [torch.empty(0), torch.empty(0)])  # of the result, of the value
 
@@ -79,15 +79,15 @@ class Tally:
 
 
 def count_off(result: Tensor, meant: Tensor) -> Values:
-    """How many elements of a result are not the value that they stand for, and by how many ulp: what `explain(..., values=True)`
-    says of a site in eager, of two tensors from anywhere. 0 and -0 are equal, and so are two NaNs.
+    """How many elements of a result are not the value that they stand for, and by how many ulp they are off. It counts of any two
+    tensors what `explain(..., values=True)` counts of a site in eager. 0 and -0 are equal, and so are two NaNs.
 
     Args:
         result, meant: one shape and one dtype, floating point, integer or bool, on one device.
 
     Returns:
-        `Values`: how many `elements` there are and are `off`; by `ulp_median` and `ulp_most`, 0 for a dtype without
-        ulp; how many are `distinct`, and `distinct_meant`; and a `histogram` of the distances.
+        `Values`: how many `elements` there are, and how many are `off`; by how many ulp, `ulp_median` and `ulp_most`, 0 for a
+        dtype without ulp; how many values are `distinct`, and `distinct_meant`; and a `histogram` of the distances.
 
     Raises:
         TypeError: an argument is not a tensor, is complex, or the dtypes differ.
@@ -110,7 +110,7 @@ def count_off(result: Tensor, meant: Tensor) -> Values:
 
 
 def _bound(distance: int) -> int:
-    """The least power of two that is no less."""
+    """The least power of two that is not less than `distance`."""
     return 1 << (distance - 1).bit_length()
 
 

@@ -1,8 +1,8 @@
-"""The same check on one trace: AOTAutograd's joint graph is traced once, and the passes run on copies of it at every level.
+"""`check` on one trace: AOTAutograd's joint graph is traced once, and the passes run on copies of it at every level.
 
-What `ste_aot_eager` does besides is left out: Dynamo, the partitioner, and the runtime that mutates inputs and rebuilds views. So
-programs that write to an argument, or hold a buffer, cannot be checked like this, and where one returns an argument or a view of
-one, a copy is returned. It is some ten times faster than `check`.
+What else `ste_aot_eager` runs is left out: Dynamo, the partitioner, and the runtime that mutates inputs and rebuilds views. So a
+program that writes to an argument, or holds a buffer, cannot be checked like this. One that returns an argument, a parameter or a
+view of one is made to return a copy. This is some ten times faster than `check`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .check import LEVELS, cancelled_lines, differences, fail
 from .program import Program
 from .runs import Run, note_outputs
 
-# What is seen, or run as it should be, in a graph from Dynamo only.
+# What is recognised, or runs correctly, only in a graph that comes from Dynamo.
 DYNAMOS = (".data", "checkpoint", "no_grad", "detach_(")
 
 
@@ -144,5 +144,5 @@ def _eager(module: nn.Module, inputs: Sequence[Tensor], views: Sequence[bool], t
 def _note(done: Run, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     named = {f"output[{i}]": t for i, t in enumerate(outputs)}
     note_outputs(done, named, {f"argument {i}": t for i, t in enumerate(inputs)})
-    done.facts = {name: fact for name, fact in done.facts.items() if "requires_grad" not in name}  # a bare graph's have none
+    done.facts = {name: fact for name, fact in done.facts.items() if "requires_grad" not in name}  # a bare graph's require none
     done.tensors |= {name: t.detach() for name, t in named.items()}

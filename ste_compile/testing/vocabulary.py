@@ -16,7 +16,7 @@ LAYOUTS = (
     "torch.randint(-3, 4, ({shape},)).float()",
 )
 IMAGE_LAYOUTS = (*LAYOUTS, "torch.randn({shape}).to(memory_format=torch.channels_last)")
-# Numbers that a cancelled surrogate may hold and a value never sees: infinities, NaN, an overflow of float16.
+# Makes some elements NaN, infinite, too large for float16, or -0. Those of a surrogate do not reach a cancelled site's value.
 HARD = ".where(torch.rand({shape}) < 0.8, torch.tensor([float('nan'), float('inf'), 1e30, -0.0])[torch.randint(4, ({shape},))])"
 
 UNARY = (
