@@ -98,7 +98,7 @@ def _fuse_one(
     if match and _promotes_alike(match[1], match[2]):
         order, value, surrogate = match
         surrogate, cast = _ahead_of_last_cast(graph, root, surrogate, mark["casts"])
-        operands = [rounded_inside(graph, root, operand, []) for operand in (value, surrogate)]
+        operands = [rounded_inside(graph, root, operand) for operand in (value, surrogate)]
         fused = emit(graph, root, ops.straight_through.default, (*operands, order, *cast))
         if same_strides(fake(fused), fake(root)):
             check_same(root, tensor(root), tensor(fused))

@@ -27,9 +27,9 @@ def rounded_operand(graph: Graph, reader: Node, operand: Node, made: list[Node])
     return _rounded(graph, reader, operand, made, _may_miss_a_rounding)
 
 
-def rounded_inside(graph: Graph, reader: Node, operand: Node, made: list[Node]) -> Node:
+def rounded_inside(graph: Graph, reader: Node, operand: Node) -> Node:
     """As `rounded_operand`, for a reader that rounds its operands itself: only what their casts and multiples read is rounded."""
-    return _rounded(graph, reader, operand, made, lambda node: False)
+    return _rounded(graph, reader, operand, [], lambda node: False)
 
 
 def _may_miss_a_rounding(node: Node) -> bool:

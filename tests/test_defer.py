@@ -105,8 +105,8 @@ def test_a_region_is_marked_and_tangents_are_known():
     ((_, region),) = regions(backward)
     assert region.output_node().meta[REGION] is True
     inputs = set(backward.graph.find_nodes(op="placeholder"))
-    found = [node.name for node in _after_tangents(backward.graph) & inputs]
-    assert found == [node.name for node in inputs if "tangents" in node.name] != []
+    found = {node.name for node in _after_tangents(backward.graph) & inputs}
+    assert found == {node.name for node in inputs if "tangents" in node.name} != set()
 
 
 @pytest.mark.parametrize(
