@@ -99,6 +99,22 @@ def test_a_region_returns_what_stock_would_have_saved():
     assert sorted([*sizes(returned), *sizes(saved(ours["forward"])), RESULT]) == sizes(saved(stock["forward"]))
 
 
+def test_a_checkpointed_seed_has_the_region_that_it_has_without():
+    """The first partition has obeyed the checkpoint: nothing of it is saved. What a region returns is short-lived, so there the
+    checkpoint says nothing. Broken by leaving its tags on the nodes; seen to fail."""
+    returned = [regions(graphs(Model(seed))["backward"]) for seed in (conv_seed, CheckpointedSeed)]
+    ((_, plain),), ((_, checkpointed),) = returned
+    assert sizes(plain.output_node().args[0]) == sizes(checkpointed.output_node().args[0])
+
+
+def test_a_region_may_be_a_single_layer():
+    """Given a seed of two layers, then the backward needs the first one's result and nothing else.
+    Broken by taking the nodes that others of the region read for its ends; seen to fail."""
+    layers = [nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(2)]
+    ((_, region),) = regions(graphs(Model(lambda: nn.Sequential(*layers)))["backward"])
+    assert sum(map(is_matmul, region.nodes)) == 1 and sizes(region.output_node().args[0]) == [RESULT]
+
+
 def test_a_region_is_marked_and_tangents_are_known():
     """For reports, which count a region where it is called. Broken by: either not; seen to fail."""
     backward = graphs(Model(conv_seed))["backward"]
