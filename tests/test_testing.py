@@ -19,6 +19,7 @@ from ste_compile import _torch, backends, hooks
 from ste_compile.testing import assert_equivalent, bitwise_equal, ulp_distance
 from ste_compile.testing import check as check_module
 from ste_compile.testing import equivalence as equivalence_module
+from ste_compile.testing.builder import Builder
 from ste_compile.testing.check import Difference, check
 from ste_compile.testing.runs import Run
 from ste_compile.testing.spellings import NEAR, SITES
@@ -391,6 +392,19 @@ def test_every_spelling_of_the_generator_is_drawn(spelling):
     program = drawn([*[0] * 12, statement, table.index(spelling), 0, 1])
     assert (program.near() if is_near else program.sites()) and len(program.lines) == len(spelling.lines)
     check(program)
+
+
+@pytest.mark.parametrize("spelling", [each for each in SITES if each.adds_a_number], ids=lambda s: s.name)
+def test_numbers_of_two_lines_do_not_cancel(spelling):
+    """Given a site with a Python number, then no second one is made of its result: what is left of two equal numbers is a site to
+    the oracle, and rounding by a magic constant to the passes."""
+    builder = Builder(lambda n: 0)
+    builder.scope |= {"torch": torch}
+    builder.argument(0)
+    builder.spelled((spelling,), False)
+    once = list(builder.lines)
+    builder.spelled((spelling,), False)
+    assert once and builder.lines == once
 
 
 def test_a_failing_program_shrinks_to_a_few_lines():

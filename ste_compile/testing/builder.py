@@ -172,13 +172,14 @@ class Builder:
             s, surrogate = v, frozenset()
         elif not v.support.isdisjoint(s.support) or "constant" in s.support:  # nothing to detach
             lines, names["s"], surrogate = [Line(f"{out}s = {s.name}.exp()", near)], f"{out}s", frozenset([("{a}.exp()", s.key)])
-        inner = frozenset((f"{{a}}.{name}()", x.key) for name in COMPUTED for x in (v, s))
+        inner: frozenset[Any] = frozenset((f"{{a}}.{name}()", x.key) for name in COMPUTED for x in (v, s))
+        inner |= {"number"} if spelling.adds_a_number else set()
         unequal = v.tensor.shape != s.tensor.shape or v.tensor.dtype != s.tensor.dtype
         if not v.support.isdisjoint(surrogate | inner) or not surrogate.isdisjoint(inner) or (spelling.same and unequal):
             return
         lines += [Line(text.format(**names), near, spelling.untraced) for text in spelling.lines]
-        numbers = {"number", "constant"} if spelling.is_number else set()
-        self.add(lines, out, [v, s], (spelling.name, v.key, s.key), v.support | surrogate | inner | numbers)
+        constant = {"constant"} if spelling.is_number else set()
+        self.add(lines, out, [v, s], (spelling.name, v.key, s.key), v.support | surrogate | inner | constant)
         if spelling.name == "no_residual" and self.variables[-1].name == out:
             self.zeros.append(self.variables.pop().name)  # a sum with it would be a site
 

@@ -7,6 +7,7 @@ with the expression's gradients.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,12 @@ class Spelling:
     def is_number(self) -> bool:
         """Whether the value is a Python number."""
         return "torch.tensor(" in self.lines[-1]
+
+    @property
+    def adds_a_number(self) -> bool:
+        """Whether a Python number is added or subtracted. One that cancels against another looks like a magic constant, and makes
+        no site of a line."""
+        return any(re.search(r"[+-] [\d.]+(?![\d.]| \*)|\d [+-] ", line) for line in self.lines)
 
 
 def _site(name: str, needs: Numerics | None, expression: str, value: str = "{v}", **more: Any) -> Spelling:
