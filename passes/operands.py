@@ -57,5 +57,5 @@ def _below(node: Node) -> Node | None:
     """The tensor that a node is a view, a cast or a multiple of."""
     if is_copy(node):
         return None
-    parts = [(1.0, arg(node))] if is_view(node) or is_cast(node) else summed(node)
-    return next((each for _, each in parts if isinstance(each, Node)), None) if len(parts) == 1 else None
+    parts = [arg(node)] if is_view(node) or is_cast(node) else [each for _, each in summed(node)]
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], Node) else None
