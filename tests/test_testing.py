@@ -20,7 +20,8 @@ from ste_compile.testing import assert_equivalent, bitwise_equal, ulp_distance
 from ste_compile.testing import check as check_module
 from ste_compile.testing import equivalence as equivalence_module
 from ste_compile.testing.builder import Builder
-from ste_compile.testing.check import Difference, check
+from ste_compile.testing.check import Difference, StockFails, check
+from ste_compile.testing.program import Line, Program
 from ste_compile.testing.runs import Run
 from ste_compile.testing.spellings import NEAR, SITES
 from ste_compile.testing.strategies import build, programs
@@ -465,6 +466,23 @@ def test_a_site_cancelled_on_no_line_of_the_program_is_a_difference(monkeypatch)
     monkeypatch.setattr(check_module, "line_of", lambda program, site: None)
     with pytest.raises(Difference, match="where there is no site"):
         check(drawn([]), levels=["algebraic"])
+
+
+def test_an_oracle_that_stock_cannot_run_is_no_difference(monkeypatch):
+    """Given a program whose last bits Inductor computes otherwise than eager, and a stock backend that fails, then how far the code may be
+    off is not known, and the error says so. A program without cancelled sites is its own oracle: there it is stock's error."""
+
+    def fails(gm, inputs, **_):
+        raise NotImplementedError("not today")
+
+    monkeypatch.setitem(check_module.STOCK, "ste", fails)
+    text = ("v1 = SITE(x0 + (x1 - x1.detach()); x0)", "v2 = F.layer_norm(x1.exp().sin(), (4000,))")
+    arguments = {"x0": "torch.randn(4000)", "x1": "torch.randn(4000).requires_grad_()"}
+    program = Program({}, arguments, tuple(map(Line, text)), ("v1", "v2"))
+    for level, error in (("finite", StockFails), ("exact", Exception)):
+        with pytest.raises(error, match="not today") as caught:
+            check(program, [level], ["inference"], backend="ste")
+        assert isinstance(caught.value, StockFails) == (level == "finite")
 
 
 def test_zeros_where_eager_has_no_gradient_are_as_stock_s():
