@@ -389,9 +389,10 @@ def test_a_value_in_no_node_is_what_several_surrogates_leave():
     assert site.refusal is None and str(site.value) == "a_1 + b_1" and len(site.surrogates) == 2
 
 
-def test_a_value_in_no_node_adds_each_once():
-    """Given twice a value. Broken by: `rest` that takes a multiple for the value itself; seen to fail."""
-    (site,) = sites(lambda a, b, s: (torch.add(s, a, alpha=2) + b) - s.detach(), 3)
+@pytest.mark.parametrize("times", (2, 0.5, -0.5))
+def test_a_value_in_no_node_adds_each_once(times):
+    """Given twice a value, or half of it. Broken by: `rest` that takes a multiple for the value itself; seen to fail."""
+    (site,) = sites(lambda a, b, s: (torch.add(s, a, alpha=times) + b) - s.detach(), 3)
     assert site.value is None and site.refusal == Reason.NO_HOLDER.of()
 
 
