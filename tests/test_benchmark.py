@@ -68,13 +68,13 @@ def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_p
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--work", "resnet"], "'resnet' (choose from 'cnn', "),
-        (["--kinds", "linear"], "'linear' (choose from 'conv', "),
+        (["--work", "resnet"], "resnet (choose from cnn, "),
+        (["--kinds", "linear"], "linear (choose from conv, "),
         (["--seeds", "5"], "5 (choose from 1, 2, 3, 4, 8)"),
         (["--rounds", "1"], "must be at least 2, got 1"),
-        (["--work", "cnn", "transformer", "--kinds", "conv"], "transformer has none of --kinds or --seeds, only ['mlp', "),
+        (["--work", "cnn", "transformer", "--kinds", "conv"], "transformer has none of --kinds or --seeds, only [mlp, "),
         (["--work", "vqvae", "--plot", "picture.png"], "--plot: needs a work with seeds, cnn or stages or "),
-        (["--predict", "mi300"], "'mi300' (choose from "),
+        (["--predict", "mi300"], "mi300 (choose from "),
         (["--predict", "h100", "--json", "results.json"], "prints a table, and goes with none of --json"),
         (["--json", "no/such/folder.json"], "there is no folder no/such"),
         (["--from", "nothing.json"], "nothing.json does not hold what --json writes: FileNotFoundError"),
@@ -83,7 +83,7 @@ def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_p
 def test_bad_arguments_are_refused_with_what_is_allowed(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err.replace("\n", " ").replace("'", "")  # which argparse writes or not, by its version
 
 
 @pytest.mark.skipif(bool(torch.version.cuda), reason="the stand-in for CUDA is for CPU builds of torch")
