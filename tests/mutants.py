@@ -71,7 +71,7 @@ TESTS += ["recognise", "replace", "freed", "effects", "fuse", "defer", "ops", "c
 DESELECTED = "not cost and not compensation_read and not inductor"  # those measure time, or compile C++
 
 SAME = tuple(f"ReplaceComparisonOperator_{each}" for each in ("Is_Eq", "IsNot_NotEq", "Eq_Is", "NotEq_IsNot"))  # change nothing
-ORDER = tuple(f"_{equal}_{order}" for equal in ("Eq", "NotEq") for order in ("Lt", "LtE", "Gt", "GtE"))  # means nothing of names
+ORDER = tuple(f"ReplaceComparisonOperator_{a}_{b}" for a in ("Eq", "NotEq") for b in ("Lt", "LtE", "Gt", "GtE"))  # not of names
 
 Range = tuple[tuple[int, int], tuple[int, int]]  # from (line, column) to (line, column)
 Place = tuple[str, int]  # (file, first line) of a statement
@@ -86,9 +86,8 @@ def mutants() -> Iterator[tuple[MutationSpec, str]]:
         inert, names = _inert_lines(tree), _comparisons_of_names(tree)
         for item in _all_work_items([path], {}):
             (spec,) = item.mutations
-            if spec.operator_name.endswith(SAME) or _within(spec, inert):
-                continue
-            if spec.operator_name.endswith(ORDER) and _within(spec, names):
+            means_nothing = spec.operator_name.endswith(SAME) or (spec.operator_name.endswith(ORDER) and _within(spec, names))
+            if means_nothing or _within(spec, inert):
                 continue
             mutated = mutate_code(source, get_operator(spec.operator_name)(), spec.occurrence)
             if mutated and mutated != source:

@@ -102,8 +102,7 @@ def test_a_region_returns_what_stock_would_have_saved():
 def test_a_checkpointed_seed_has_the_region_that_it_has_without():
     """The first partition has obeyed the checkpoint: nothing of it is saved. What a region returns is short-lived, so there the
     checkpoint says nothing. Broken by leaving its tags on the nodes; seen to fail."""
-    returned = [regions(graphs(Model(seed))["backward"]) for seed in (conv_seed, CheckpointedSeed)]
-    ((_, plain),), ((_, checkpointed),) = returned
+    ((_, plain),), ((_, checkpointed),) = (regions(graphs(Model(seed))["backward"]) for seed in (conv_seed, CheckpointedSeed))
     assert sizes(plain.output_node().args[0]) == sizes(checkpointed.output_node().args[0])
 
 

@@ -469,8 +469,9 @@ def test_a_site_cancelled_on_no_line_of_the_program_is_a_difference(monkeypatch)
 
 
 def test_an_oracle_that_stock_cannot_run_is_no_difference(monkeypatch):
-    """Given a program whose last bits Inductor computes otherwise than eager, and a stock backend that fails, then how far the code may be
-    off is not known, and the error says so. A program without cancelled sites is its own oracle: there it is stock's error."""
+    """Given a program whose last bits Inductor computes otherwise than eager, and a stock backend that fails, then how far the
+    code may be off is not known, and the error says so. A program without cancelled sites is its own oracle: there it is stock's
+    error."""
 
     def fails(gm, inputs, **_):
         raise NotImplementedError("not today")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .program import SITE, Line, Program
-from .spellings import NEAR, SITES, Spelling
+from .spellings import NEAR, SITES, Spelling, adds_a_number
 from .vocabulary import DTYPES, FUNCTIONS, HARD, IMAGE_LAYOUTS, IN_PLACE, LAYERS, LAYOUTS, SCALED, SHAPES, UNARY, VIEWS
 
 COMPUTED = ("sin", "cos", "tanh", "abs")  # what spellings compute of their operands
@@ -99,7 +99,7 @@ class Builder:
         """A new variable from one other. `linear`: it may be a sum of the values that the other is a sum of."""
         a, out = self.pick(), self.name()
         key = text, a.key
-        number = {"number"} if "+ 1" in text or "1 -" in text else set()
+        number = {"number"} if adds_a_number(text) else set()
         self.add([Line(f"{out} = {text.format(a=a.name)}")], out, [a], key, a.support | number if linear else frozenset())
 
     def unary(self) -> None:

@@ -33,8 +33,8 @@ class Difference(AssertionError):
 
 
 class StockFails(RuntimeError):
-    """Stock torch cannot run an oracle, so that the bound on what Inductor may make of the program is not known. Seen of 2.11 to
-    2.15: Inductor returns two results that hold one value as one tensor, also where only one of them has a gradient."""
+    """Stock torch cannot run an oracle, so that the bound on what Inductor may make of the program is not known. Inductor of 2.11
+    to 2.15 returns two results that hold one value as one tensor, also where only one of them has a gradient."""
 
 
 class EveryLevel:

@@ -14,6 +14,11 @@ from typing import Any
 from ..passes.levels import Numerics
 
 
+def adds_a_number(text: str) -> bool:
+    """Whether source text adds or subtracts a Python number that is no factor: `{a} + 1`, and not `{a} * 0.5`."""
+    return re.search(r"[+-] [\d.]+(?![\d.]| \*)|\d [+-] ", text) is not None
+
+
 @dataclass(frozen=True)
 class Spelling:
     """`lines` are assignments, of which the last gives the result. `same`: the operands must have one dtype and shape. `untraced`
@@ -40,7 +45,7 @@ class Spelling:
     def adds_a_number(self) -> bool:
         """Whether a Python number is added or subtracted. One that cancels against another looks like a magic constant, and makes
         no site of a line."""
-        return any(re.search(r"[+-] [\d.]+(?![\d.]| \*)|\d [+-] ", line) for line in self.lines)
+        return any(map(adds_a_number, self.lines))
 
 
 def _site(name: str, needs: Numerics | None, expression: str, value: str = "{v}", **more: Any) -> Spelling:
