@@ -42,6 +42,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from workloads import WORK, Size, size_of
 
+import ste_compile
+
 SHORTEST = 0.3  # seconds of a round: one of fast work is run again until it lasts as long, as it is more easily disturbed
 
 
@@ -172,7 +174,8 @@ def written(results: dict[str, Any]) -> str:
 def run(chosen: argparse.Namespace, size: Size | None, console: Console) -> dict[str, Any]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    meta = {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads(), "rounds": chosen.rounds}
+    meta = {"torch": str(torch.__version__), "ste-compile": ste_compile.__version__, "device": device}
+    meta |= {"threads": torch.get_num_threads(), "rounds": chosen.rounds}
     results: dict[str, Any] = {"meta": meta, "rows": []}
     with Progress(*columns, console=console, transient=True) as progress:
         for key in progress.track(chosen.keys, description="works"):
@@ -195,7 +198,8 @@ def main(given: list[str] | None = None, size: Size | None = None) -> None:
         return
     results = chosen.results if chosen.source else run(chosen, size, console)
     meta = results["meta"]
-    console.print(f"torch {meta['torch']}, {meta['device']}, {meta['threads']} threads, {meta['rounds']} rounds")
+    console.print(", ".join(f"{name} {meta[name]}" for name in ("torch", "ste-compile") if name in meta), end=", ")
+    console.print(f"{meta['device']}, {meta['threads']} threads, {meta['rounds']} rounds")
     groups = grouped(results["rows"])
     for rows in groups:
         console.print(table(rows))

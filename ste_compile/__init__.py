@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .inspection.report import Report
     from .options import inductor_options
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Numerics", "Report", "backend", "collect", "explain", "inductor_options", "rewrite", "ste_forward", "testing"]
 
 # The other public names, and the module of each, imported when the name is first asked for: they need torch._dynamo, which takes

@@ -29,7 +29,7 @@ def test_a_run_measures_every_contestant_and_can_be_shown_again(benchmark, tmp_p
     benchmark.main([*arguments, "--json", str(results), "--plot", str(picture)], tiny)
     shown = capsys.readouterr().out
     data = json.loads(results.read_text())
-    assert data["meta"].keys() == {"torch", "device", "threads", "rounds"}
+    assert data["meta"].keys() == {"torch", "ste-compile", "device", "threads", "rounds"}
     rows = {row["contestant"]: row for row in data["rows"]}
     assert tuple(rows) == benchmark.CONTESTANTS
     for name, row in rows.items():

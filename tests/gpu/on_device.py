@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+import ste_compile
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ROWS = (
@@ -116,6 +118,7 @@ def main() -> None:
     triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
     found: dict[str, Any] = json.loads(chosen.results.read_text()) if chosen.results.exists() else {"meta": {}, "rows": []}
     found["meta"] |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton}
+    found["meta"]["ste-compile"] = ste_compile.__version__
     failed = False
 
     def write() -> None:
