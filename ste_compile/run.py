@@ -77,11 +77,15 @@ class Run:
             return
         self._ending.close()
         guarded(self._write)
-        if self.rank == 0:
+        table = guarded(self._table, why) if self.rank == 0 else None
+        if table:
             with contextlib.suppress(OSError, ValueError):  # standard error may be closed
-                report = self.report()
-                unmatched = levels.unmatched(self.rules, report.modules())
-                print(summary.render(report, self.calls, self.lost, why, unmatched), file=sys.stderr, flush=True)
+                print(table, file=sys.stderr, flush=True)
+
+    def _table(self, why: str) -> str:
+        report = self.report()
+        unmatched = levels.unmatched(self.rules, report.modules())
+        return summary.render(report, self.calls, self.lost, why, unmatched)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         """The handler of SIGTERM: write everything, then end the process. Where a handler that the script has installed since

@@ -95,6 +95,13 @@ def test_the_command_line_prints_its_table(tmp_path):
     assert "action: cancelled: permitted by numerics='finite'" in done.stdout and "site: " in done.stdout
 
 
+def test_a_script_is_run_and_its_table_printed(tmp_path):
+    (tmp_path / "script.py").write_text(f"{MODEL}\ntorch.compile(model)(torch.ones(4), torch.ones(4, requires_grad=True))\n")
+    program = "from ste_compile.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    done = run(program, "run", "--numerics", "finite", str(tmp_path / "script.py"))
+    assert "in training: cancelled: permitted by numerics='finite'" in done.stderr and "site " in done.stderr
+
+
 def test_a_dump_is_written_but_for_its_page_and_one_warning_says_why(tmp_path):
     """Given two graphs, each folder has all else. Broken by: a warning for each record, or for each time it has grown; seen to fail."""
     program = (

@@ -216,8 +216,12 @@ def site(line, action, **more):
         reason="because", frees=frees, **more)  # fmt: skip
 
 
-def test_a_line_of_code_is_one_row():
-    """Given one line in two training graphs and one for inference, and another in training alone, each has one row."""
+@pytest.mark.parametrize("rich", (True, False))
+def test_a_line_of_code_is_one_row(rich, monkeypatch):
+    """Given one line in two training graphs and one for inference, and another in training alone, each has one row, in a table or
+    in plain lines. Broken by: plain lines of cells that must have a single line, seen to fail."""
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
     training = Graph(
         "0/0", True, "finite", (site(3, "cancelled"), site(9, "left", notes=tuple("abcde"))), (Part("forward", Figures()),)
     )
@@ -230,6 +234,15 @@ def test_a_line_of_code_is_one_row():
     assert "fused: because" in words and "and 2 notes like these" in words
     assert "2 more graphs came from a compile cache" in words and "graph break at /m/model.py:4, no reason" in words
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_table_that_fails_says_so(monkeypatch, capsys):
+    """Broken by: an error of ours that is taken for a closed standard error, seen to fail."""
+    monkeypatch.setattr(summary, "render", lambda *args: int("not a number"))
+    monkeypatch.delenv("STE_COMPILE_STRICT", raising=False)
+    with pytest.warns(UserWarning, match="_table failed and was skipped: ValueError.*not a number"):
+        running.Run("finite", {}).end()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

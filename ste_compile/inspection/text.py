@@ -23,7 +23,7 @@ NUMERIC = (*COUNTS, *BYTES.values())  # the headings of columns that are set to 
 
 
 class Table(NamedTuple):
-    """Headings, and rows of as many cells; a cell is a list of lines."""
+    """Headings, and rows of as many cells; a cell is a list of lines, at least one."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Sequence[str]]]
@@ -144,11 +144,12 @@ def _plain(blocks: Iterator[str | Table]) -> Iterator[str]:
         if isinstance(block, str):
             yield from textwrap.wrap(block, WIDTH, break_on_hyphens=False) or [""]
             continue
-        for (name,), *cells in block.rows:
-            yield f"{block.headings[0]} {name}".strip()
-            for heading, (first, *more) in zip(block.headings[1:], cells):
-                for line in (f"  {heading}: {first}", *(f"    {each}" for each in more)):
-                    yield from textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False)
+        first, *others = block.headings
+        labels = (first, *(f"  {heading}:" for heading in others))
+        for row in block.rows:
+            for label, (line, *more) in zip(labels, row):
+                for each in (f"{label} {line}" if label else line, *(f"    {each}" for each in more)):
+                    yield from textwrap.wrap(each, WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
 def _short(file: str) -> str:
