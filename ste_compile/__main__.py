@@ -116,7 +116,7 @@ def _run_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write it as JSON")
     parser.add_argument("-m", dest="as_module", action="store_true", help="what follows is a module's name, as after `python -m`")
     parser.add_argument("target", metavar="SCRIPT.py", help="the script")
-    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments").required = False
     return parser
 
 

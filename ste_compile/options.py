@@ -30,7 +30,7 @@ def inductor_options(
 
     Raises:
         ValueError: `numerics` is not a level, or has a key that is no module path.
-        TypeError: `deferred` is not a bool.
+        TypeError: `deferred` is not a bool, or `options` is no mapping.
         RuntimeError: this torch is not supported.
 
         >>> sorted(inductor_options(numerics="finite", options={"max_autotune": False}))
@@ -39,6 +39,8 @@ def inductor_options(
     trial.check()
     check_deferred(deferred)
     rules = levels.check(numerics)
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options must be a mapping of Inductor's options, or None, got {options!r}")
     merged = dict(options or {})
 
     def theirs(hook: str) -> Any:

@@ -60,6 +60,11 @@ def test_every_way_to_ask(kwargs, expected):
         ),
         (lambda: ste_compile.backend(numerics=None), ValueError, "numerics=None is not a level"),
         (lambda: ste_compile.inductor_options(numerics=3), ValueError, "numerics=3 is not a level"),
+        (
+            lambda: ste_compile.inductor_options(options=["max_autotune"]),
+            TypeError,
+            r"options must be a mapping .*, got \['max_autotune'\]",
+        ),
         (lambda: outcomes(backend="ste", options={"numerics": "fast"}), Exception, "numerics='fast' is not a level"),
         (lambda: outcomes(backend="ste", options={"no_such_option": 1}), Exception, "no_such_option"),
         (lambda: outcomes(backend="ste_finite", options={"numerics": "exact"}), Exception, "needs backend='ste'"),

@@ -101,7 +101,7 @@ def test_json_on_standard_output_is_json_alone(cli):
         (["run", "--numerics", "fast", "model.py"], 2, f"numerics='fast' is not a level; allowed: {ALLOWED}"),
         (["run", "--report", "no/such/out.html", "model.py"], 2, "the folder of 'no/such/out.html' does not exist"),
         (["run", "--json", "-", "model.py"], 2, "--json -: standard output is the script's; a file is allowed"),
-        (["run"], 2, "the following arguments are required: SCRIPT.py"),
+        (["run"], 2, "the following arguments are required: SCRIPT.py\n"),
         ([], 2, "run | explain | rewrite | backends"),
     ),
 )

@@ -276,6 +276,12 @@ def test_the_table_is_at_most_100_columns_wide(reports):
     ("call", "error", "message"),
     (
         (lambda: ste_compile.explain(3), TypeError, "fn must be a module or a function, got int"),
+        (lambda: ste_compile.explain(torch.sin, torch.ones(2), values=1), TypeError, "values must be True or False, got 1"),
+        (
+            lambda: ste_compile.explain(torch.sin, torch.ones(2), suggest="no"),
+            TypeError,
+            "suggest must be True or False, got 'no'",
+        ),
         (lambda: ste_compile.explain(torch.sin, torch.ones(2), numerics="fast"), ValueError, "numerics='fast' is not a level"),
         (lambda: ste_compile.explain(lambda x: x.nothing(), torch.ones(2)), Exception, "nothing"),
     ),

@@ -357,6 +357,7 @@ def test_bad_arguments_are_named():
     for arguments, error, message in (
         ({"numerics": "fast"}, ValueError, "numerics='fast' is not a level"),
         ({"backend": "inductor"}, ValueError, "backend='inductor' is not one of ours; allowed: 'ste_aot_eager', 'ste'"),
+        ({"backward": "no"}, TypeError, "backward must be True or False, got 'no'"),
         ({"train": 1}, TypeError, "train must be True, False or None"),
         ({"rng_seed": "0"}, TypeError, "rng_seed must be an integer"),
     ):

@@ -55,7 +55,7 @@ def explain(
 
     Raises:
         ValueError: `numerics` is not a level, or has a key that is no module path or that matches no site.
-        TypeError: `fn` cannot be called.
+        TypeError: `fn` cannot be called, or `values` or `suggest` is not a bool.
         Exception: whatever `fn` itself, or the compiler, raises.
 
     What the caller has is as it was afterwards: parameters, buffers and attributes of the modules (of a function, those it closes
@@ -75,6 +75,9 @@ def explain(
     rules = levels.check(numerics)
     if not callable(fn):
         raise TypeError(f"fn must be a module or a function, got {type(fn).__name__}")
+    for name, given in (("values", values), ("suggest", suggest)):
+        if not isinstance(given, bool):
+            raise TypeError(f"{name} must be True or False, got {given!r}")
     fn = _torch.uncompiled(fn)
     call, recorder = Call(fn, args, kwargs), Recorder()
     traced = Tracing(recorder)

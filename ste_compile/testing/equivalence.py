@@ -69,7 +69,7 @@ def assert_equivalent(
         AssertionError: they differ; the message names the tensors, the worst element, and the sites.
         ValueError: `numerics` is not a level, or has a key that is no module path or that matches no site; or `backend` is not
             one of the two.
-        TypeError: `fn_or_module` is not callable, or `train` or `rng_seed` is of another type.
+        TypeError: `fn_or_module` is not callable, or `backward`, `train` or `rng_seed` is of another type.
 
         >>> from ste_compile import ste_forward
         >>> host, seed = torch.ones(2, 3), torch.randn(2, 3, requires_grad=True)
@@ -80,7 +80,9 @@ def assert_equivalent(
         raise TypeError(f"assert_equivalent: fn_or_module must be callable, got {type(fn_or_module).__name__}")
     if backend not in STOCK:
         raise ValueError(f"assert_equivalent: backend={backend!r} is not one of ours; allowed: {', '.join(map(repr, STOCK))}")
-    if not (train is None or isinstance(train, bool)):
+    if not isinstance(backward, bool):
+        raise TypeError(f"assert_equivalent: backward must be True or False, got {backward!r}")
+    if not isinstance(train, bool | None):
         raise TypeError(f"assert_equivalent: train must be True, False or None, got {train!r}")
     if not isinstance(rng_seed, int):
         raise TypeError(f"assert_equivalent: rng_seed must be an integer, got {rng_seed!r}")
