@@ -15,7 +15,7 @@ from . import _torch
 from .hooks import guarded, run_joint, run_partition, run_post_grad
 from .inspection import dump, record
 from .marking import mark
-from .options import check_deferred, inductor_options
+from .options import check_flag, inductor_options
 from .passes import levels
 from .passes.levels import DEFAULT, LEVELS, Levels, Numerics, Rules
 from .passes.new_nodes import cast_as_eager
@@ -129,7 +129,7 @@ def ste_aot_eager(
     options = dict(options or {})
     numerics = levels.check(options.pop("numerics", DEFAULT))
     recorders = dump.recorders(options.pop("dump", None))
-    deferred = check_deferred(options.pop("deferred", True))
+    deferred = check_flag("deferred", options.pop("deferred", True))
     if options:
         allowed = "'numerics', 'deferred' and 'dump'"
         raise ValueError(f"backend='ste_aot_eager' generates no code: options may hold only {allowed}, got {sorted(options)}")

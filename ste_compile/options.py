@@ -37,7 +37,7 @@ def inductor_options(
         ['custom_partitioner_fn', 'joint_custom_pre_pass', 'max_autotune', 'post_grad_custom_pre_pass']
     """
     trial.check()
-    check_deferred(deferred)
+    check_flag("deferred", deferred)
     rules = levels.check(numerics)
     if not isinstance(options, Mapping | None):
         raise TypeError(f"options must be a mapping of Inductor's options, or None, got {options!r}")
@@ -59,10 +59,10 @@ def passes_of(options: Mapping[str, Any] | None) -> Chain | None:
     return Chain(found) if any(isinstance(each, JointPass) for each in found) else None
 
 
-def check_deferred(deferred: Any) -> bool:
-    if not isinstance(deferred, bool):
-        raise TypeError(f"deferred must be True or False, got {deferred!r}")
-    return deferred
+def check_flag(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise TypeError(f"{name} must be True or False, got {given!r}")
+    return given
 
 
 def chained(theirs: Any, last: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 
 from .. import _torch
 from ..hooks import JOINT, POST_GRAD
-from ..options import chained, inductor_options
+from ..options import chained, check_flag, inductor_options
 from ..passes import levels
 from ..passes.levels import Levels
 from ..passes.meta import OWNER
@@ -75,9 +75,8 @@ def explain(
     rules = levels.check(numerics)
     if not callable(fn):
         raise TypeError(f"fn must be a module or a function, got {type(fn).__name__}")
-    for name, given in (("values", values), ("suggest", suggest)):
-        if not isinstance(given, bool):
-            raise TypeError(f"{name} must be True or False, got {given!r}")
+    check_flag("values", values)
+    check_flag("suggest", suggest)
     fn = _torch.uncompiled(fn)
     call, recorder = Call(fn, args, kwargs), Recorder()
     traced = Tracing(recorder)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _torch, hooks
 from ..inspection import record
 from ..inspection.report import Site
+from ..options import check_flag
 from ..passes import levels
 from ..passes.levels import DEFAULT, LEVELS, Levels, Numerics, Rules
 from ..state import modules_of
@@ -80,8 +81,7 @@ def assert_equivalent(
         raise TypeError(f"assert_equivalent: fn_or_module must be callable, got {type(fn_or_module).__name__}")
     if backend not in STOCK:
         raise ValueError(f"assert_equivalent: backend={backend!r} is not one of ours; allowed: {', '.join(map(repr, STOCK))}")
-    if not isinstance(backward, bool):
-        raise TypeError(f"assert_equivalent: backward must be True or False, got {backward!r}")
+    check_flag("assert_equivalent: backward", backward)
     if not isinstance(train, bool | None):
         raise TypeError(f"assert_equivalent: train must be True, False or None, got {train!r}")
     if not isinstance(rng_seed, int):
