@@ -8,7 +8,8 @@ and the host without the estimator, all on the same work, interleaved in one run
 A step is a forward and a backward; there is no optimiser, which would cost everyone the same. Where random numbers are drawn they
 are eager's, so that losses can be compared (kernels are counted with Inductor's). Kernels and bytes (MiB in the tables) are
 Inductor's own count. Peak memory is above what was allocated when the step began (on the CPU: what torch's allocator gave out;
-libraries' own scratch memory is not in it). The JSON holds {"meta": {...}, "rows": [...]}, a flat row for each contestant:
+libraries' own scratch memory is not in it). What is freed stays with the process, so that no step waits for the system to clear
+pages. The JSON holds {"meta": {...}, "rows": [...]}, a flat row for each contestant:
 
     work, kind, seeds, contestant
     step ms, forward ms, backward ms, inference ms      [lower quartile, median, upper quartile]
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_contestants import CONTESTANTS, TIMES, Contestant, Key, cache, cold, contestants_of, race
+from benchmark_contestants import CONTESTANTS, TIMES, Contestant, Key, cache, cold, contestants_of, keep_memory, race
 from benchmark_predict import DEVICES, predicted, prediction
 from benchmark_results import SEEDED, Row, draw, goals, grouped, table
 from compare import LEVELS, check, counted
@@ -209,4 +210,5 @@ def main(given: list[str] | None = None, size: Size | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()
