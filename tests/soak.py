@@ -4,8 +4,8 @@
     python tests/soak.py --models 2000 --backend ste --distinct 100     # Inductor; all but the first 100 come from its caches
     TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 python tests/soak.py --models 200 --backend ste
 
-Each model runs a forward and a backward, at the levels in turn. What stays is torch's own, too, so the same models are compiled by
-stock's backend with `--stock`: that run's growth is what to compare with.
+Each model runs a forward and a backward, at the levels in turn. Torch keeps some memory of its own for each: to compare, `--stock`
+compiles the same models without the passes.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ def main() -> None:
     parser.add_argument("--stock", action="store_true", help="compile by the same backend of torch, without the passes")
     parser.add_argument("--every", type=int, default=200, help="models between two lines (default: 200)")
     arguments = parser.parse_args()
+    for name in ("models", "distinct", "every"):
+        if (number := getattr(arguments, name)) is not None and number < 1:
+            parser.error(f"argument --{name}: must be at least 1, got {number}")
     torch.set_num_threads(1)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +76,7 @@ def main() -> None:
                 model(i % (arguments.distinct or arguments.models), arguments.backend, arguments.stock)
             except Exception as error:  # stock torch cannot compile each program; what differs, fuzz.py finds
                 failed += 1
-                print(f"model {i}: {type(error).__name__}: {str(error).splitlines()[0][:100]}", flush=True)
+                print(f"model {i}: {type(error).__name__}: {str(error)[:100]!r}", flush=True)
             if (i + 1) % arguments.every == 0:
                 print(f"{i + 1} models, {failed} failed: {left()}", flush=True)
 
